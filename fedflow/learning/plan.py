@@ -1,0 +1,161 @@
+"""The plan of a job: one TOML file a person can read, frozen and hashed once it is agreed.
+
+Whatever every party must agree on is here and nowhere else. A site's own limits on what it accepts
+are in its policy; the plan never loosens them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fedflow.errors import Violation
+from fedflow.settings_file import load_toml
+
+MAX_PLAN_BYTES = 64 << 10
+_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class PlanSection(_Section):
+    """``[plan]``: what is trained and for how long."""
+
+    name: str = Field(pattern=_NAME, description="lower-case letters, digits and dashes")
+    workload: str = Field(pattern=_NAME, description="the name of an installed workload")
+    rounds: int = Field(ge=1, le=10_000, description="training rounds")
+
+
+class CohortSection(_Section):
+    """``[cohort]``: who must take part before a sum is opened."""
+
+    minimum: int = Field(ge=2, le=1_000, description="fewest sites whose sum may be opened")
+    colluders: int = Field(
+        ge=0, le=998, description="sites assumed to work with the server, fewer than minimum"
+    )
+
+    @model_validator(mode="after")
+    def _honest_remain(self) -> Self:
+        if self.minimum - self.colluders < 2:
+            raise ValueError(
+                f"minimum {self.minimum} with {self.colluders} colluders leaves fewer than two"
+                " honest sites in a sum, which would show a single site's update; raise minimum"
+            )
+        return self
+
+
+class StrategySection(_Section):
+    """``[strategy]``: how the sum of updates changes the global model."""
+
+    name: Literal["fedavg"] = Field(description="the mean of the updates")
+    server_learning_rate: float = Field(
+        gt=0, le=100, description="factor on the mean update; 1 is plain averaging"
+    )
+
+
+class TrainingSection(_Section):
+    """``[training]``: what a site does with its own data in one round."""
+
+    local_steps: int = Field(ge=1, le=10_000, description="gradient steps per round")
+    learning_rate: float = Field(gt=0, le=1_000, description="step size at the site")
+    optimizer: Literal["sgd"] = Field(description="the site's optimiser")
+    momentum: float = Field(ge=0, lt=1, description="0 switches momentum off")
+
+
+class PrivacySection(_Section):
+    """``[privacy]``: the noise every site adds to each of its own gradient steps."""
+
+    unit: Literal["person"] = Field(description="all rows of one person are protected together")
+    clipping_norm: float = Field(
+        gt=0, le=1_000_000, description="largest L2 norm of one person's gradient"
+    )
+    noise_multiplier: float = Field(
+        gt=0, le=1_000_000, description="noise standard deviation divided by clipping_norm"
+    )
+    sample_rate: float = Field(
+        gt=0, le=1, description="probability per step that a person is in the batch"
+    )
+    delta: float = Field(
+        gt=0, le=1e-3, description="probability bound of the guarantee, below 1/persons"
+    )
+
+
+class EvaluationSection(_Section):
+    """``[evaluation]``: how often, and how precisely, the model is scored on held-out persons."""
+
+    every: int = Field(ge=1, le=10_000, description="rounds between evaluations")
+    bins: int = Field(ge=2, le=1_000, description="score bins per class")
+    noise_multiplier: float = Field(
+        gt=0, le=1_000_000, description="noise of the opened sum divided by one person's weight"
+    )
+
+
+class SecureAggregationSection(_Section):
+    """``[secure_aggregation]``: how an update becomes integers."""
+
+    bits: Literal[32] = Field(description="bits per coordinate")
+    value_range: float = Field(
+        gt=0, le=1_000_000, description="coordinates are clamped to plus or minus this"
+    )
+
+
+class DeadlinesSection(_Section):
+    """``[deadlines]``: how long the coordinator waits."""
+
+    round_seconds: float = Field(gt=0, le=604_800, description="seconds for local training")
+    leg_seconds: float = Field(
+        gt=0, le=604_800, description="seconds for one leg of secure aggregation"
+    )
+
+
+class Plan(_Section):
+    """Everything the parties of one job agree on. Immutable; equal plans have equal digests."""
+
+    plan: PlanSection
+    cohort: CohortSection
+    strategy: StrategySection
+    training: TrainingSection
+    privacy: PrivacySection
+    evaluation: EvaluationSection
+    secure_aggregation: SecureAggregationSection
+    deadlines: DeadlinesSection
+
+    def canonical(self) -> bytes:
+        """The one JSON encoding: sorted keys, no spaces, ASCII. Input of :meth:`digest`."""
+        return json.dumps(
+            self.model_dump(mode="json"),
+            sort_keys=True,
+            separators=(",", ":"),
+            allow_nan=False,
+            ensure_ascii=True,
+        ).encode("ascii")
+
+    @classmethod
+    def from_canonical(cls, data: bytes) -> Self:
+        """The plan a peer sent; Violation for anything but the canonical bytes of a valid plan."""
+        if len(data) > MAX_PLAN_BYTES:
+            raise Violation("bad-plan", f"a plan of {len(data)} bytes is over the size limit")
+        try:
+            plan = cls.model_validate_json(data, strict=True)
+        except ValidationError as err:
+            first = err.errors(include_url=False, include_input=False)[0]
+            field = ".".join(str(part) for part in first["loc"])
+            raise Violation("bad-plan", f"plan field {field!r}: {first['msg']}") from None
+        if plan.canonical() != data:
+            raise Violation("bad-plan", "the plan is valid but its bytes are not canonical")
+        return plan
+
+    def digest(self) -> bytes:
+        """SHA-256 (32 bytes) of the canonical plan under its own label."""
+        return hashlib.sha256(b"fedflow/1 plan\0" + self.canonical()).digest()
+
+
+def load_plan(path: str | Path) -> Plan:
+    """The plan in a TOML file; InputError with file, line, field and what is allowed."""
+    return load_toml(path, Plan)
