@@ -1,0 +1,69 @@
+"""The mailbox interface, and one in memory for tests and simulation."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Protocol
+
+from fedflow.errors import Misuse, Violation
+
+#: Largest object accepted when a reader states no smaller limit (bytes).
+MAX_OBJECT_BYTES = 1 << 31
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
+
+
+class Exchange(Protocol):
+    """Put-once named objects.
+
+    ``put`` of the same bytes again is a no-op (a retry); other bytes under a taken name are a
+    Violation ``already-put``. ``get`` answers None for a name nobody put.
+    """
+
+    def put(self, key: str, payload: bytes) -> None:
+        """Store ``payload`` under ``key``, atomically and at most once."""
+
+    def get(self, key: str, limit: int = MAX_OBJECT_BYTES) -> bytes | None:
+        """The payload, or None. Violation when larger than ``limit`` bytes, truncated or damaged."""
+
+    def list(self, prefix: str) -> list[str]:
+        """The names directly below the folder ``prefix``, sorted."""
+
+
+def check_key(key: str) -> str:
+    """``key`` if it is a plain relative path without ``..`` or odd characters; else Misuse."""
+    if len(key) > 512 or not _KEY.fullmatch(key):
+        raise Misuse(f"{key!r} is not a valid exchange name")
+    return key
+
+
+def get_blob(exchange: Exchange, key: str, digest: bytes, limit: int) -> bytes | None:
+    """A content-addressed object; Violation when its SHA-256 is not ``digest``."""
+    payload = exchange.get(key, limit)
+    if payload is not None and hashlib.sha256(payload).digest() != digest:
+        raise Violation("wrong-digest", "a file in the exchange does not match its digest")
+    return payload
+
+
+class MemoryExchange:
+    """An exchange in one process."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, bytes] = {}
+
+    def put(self, key: str, payload: bytes) -> None:
+        """Store once."""
+        if self.objects.setdefault(check_key(key), payload) != payload:
+            raise Violation("already-put", f"{key} is taken by other bytes")
+
+    def get(self, key: str, limit: int = MAX_OBJECT_BYTES) -> bytes | None:
+        """Read back."""
+        payload = self.objects.get(check_key(key))
+        if payload is not None and len(payload) > limit:
+            raise Violation("too-long", f"{key} has {len(payload)} bytes, at most {limit} allowed")
+        return payload
+
+    def list(self, prefix: str) -> list[str]:
+        """Children of a folder."""
+        start = check_key(prefix) + "/"
+        return sorted({k[len(start) :].split("/")[0] for k in self.objects if k.startswith(start)})

@@ -1,0 +1,76 @@
+"""Where things are in the exchange. One place, so that writers, readers and auditors agree.
+
+::
+
+    jobs/<job>/manifest                        Sealed Manifest, by the authority
+    jobs/<job>/countersign/<site>              Sealed Countersignature
+    jobs/<job>/hello/<site>-<session>          Sealed Hello, one per start of the site
+    jobs/<job>/rounds/<sequence>/order         Sealed Order, by the coordinator
+    jobs/<job>/rounds/<sequence>/up/<leg>/<site>     secure-aggregation message, or Decline
+    jobs/<job>/rounds/<sequence>/down/<leg>/<site>   or .../all
+    jobs/<job>/rounds/<sequence>/transcript    Sealed transcript, by the coordinator
+    jobs/<job>/end                             Sealed JobEnd
+    jobs/<job>/blobs/<sha256>                  model files (safetensors), named by their digest
+"""
+
+from __future__ import annotations
+
+
+def job(job_id: str) -> str:
+    """The root of a job."""
+    return f"jobs/{job_id}"
+
+
+def manifest(job_id: str) -> str:
+    """The signed manifest."""
+    return f"{job(job_id)}/manifest"
+
+
+def countersign(job_id: str, site: int) -> str:
+    """A site's counter-signature."""
+    return f"{job(job_id)}/countersign/{site}"
+
+
+def hellos(job_id: str) -> str:
+    """The folder of presence messages."""
+    return f"{job(job_id)}/hello"
+
+
+def hello(job_id: str, site: int, session: bytes) -> str:
+    """One start of a site: index and the first 8 bytes of its session value."""
+    return f"{hellos(job_id)}/{site}-{session[:8].hex()}"
+
+
+def rounds(job_id: str) -> str:
+    """The folder of all orders and what answered them."""
+    return f"{job(job_id)}/rounds"
+
+
+def order(job_id: str, sequence: int) -> str:
+    """The signed order."""
+    return f"{rounds(job_id)}/{sequence:06d}/order"
+
+
+def up(job_id: str, sequence: int, leg: str, site: int) -> str:
+    """A message of a site, for one leg."""
+    return f"{rounds(job_id)}/{sequence:06d}/up/{leg}/{site}"
+
+
+def down(job_id: str, sequence: int, leg: str, site: int | None = None) -> str:
+    """A message of the coordinator for one leg: to one site, or to all."""
+    return f"{rounds(job_id)}/{sequence:06d}/down/{leg}/{'all' if site is None else site}"
+
+
+def transcript(job_id: str, sequence: int) -> str:
+    """The signed transcript."""
+    return f"{rounds(job_id)}/{sequence:06d}/transcript"
+
+
+def end(job_id: str) -> str:
+    """The signed end of the job."""
+    return f"{job(job_id)}/end"
+
+
+def blob(job_id: str, digest: bytes) -> str:
+    """A content-addressed file."""
+    return f"{job(job_id)}/blobs/{digest.hex()}"
