@@ -24,7 +24,7 @@ class Exchange(Protocol):
         """Store ``payload`` under ``key``, atomically and at most once."""
 
     def get(self, key: str, limit: int = MAX_OBJECT_BYTES) -> bytes | None:
-        """The payload, or None. Violation when larger than ``limit`` bytes, truncated or damaged."""
+        """The payload, or None. Violation when over ``limit`` bytes, truncated or damaged."""
 
     def list(self, prefix: str) -> list[str]:
         """The names directly below the folder ``prefix``, sorted."""

@@ -1,9 +1,9 @@
 """The one canonical binary codec.
 
-Integers are fixed-width big-endian, byte strings and lists carry a ``u32`` length, and every message
-starts with ``u8 type, u8 version``. One value has exactly one encoding: decoding refuses trailing
-bytes, over-long fields and numbers out of range, so ``decode(encode(m)) == m`` and
-``encode(decode(b)) == b`` both hold. Layout follows ``docs/secure-aggregation.md`` section "Encoding".
+Integers are fixed-width big-endian, byte strings and lists carry a ``u32`` length, and every
+message starts with ``u8 type, u8 version``. One value has exactly one encoding: decoding refuses
+trailing bytes, over-long fields and numbers out of range, so ``decode(encode(m)) == m`` and
+``encode(decode(b)) == b`` both hold. See ``docs/secure-aggregation.md``, "Encoding".
 
 A message is a frozen dataclass deriving from :class:`Message` whose annotations name their codec::
 

@@ -1,8 +1,8 @@
 """The messages of a job outside secure aggregation: manifest, order, answers.
 
-Each is signed under its own label (see :mod:`fedflow.wire.sealed`), so a signature made for one kind
-of message never verifies as another. Hashes are SHA-256 over a label, a zero byte and the canonical
-encoding.
+Each is signed under its own label (see :mod:`fedflow.wire.sealed`), so a signature made for one
+kind of message never verifies as another. Hashes are SHA-256 over a label, a zero byte and the
+canonical encoding.
 """
 
 from __future__ import annotations
