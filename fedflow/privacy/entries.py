@@ -1,0 +1,196 @@
+"""The entries of a privacy ledger, as canonical messages.
+
+Three kinds exist: an account is opened with its budget, a release is reserved, a reservation is
+settled. Every entry carries its number and the hash of the entry before it, and is signed by the
+site under the label "ledger entry". Entry 0 has 32 zero bytes in place of a previous hash and every
+account starts with its own :class:`Opened`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import struct
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+from fedflow.crypto.identity import Identity, PublicKey
+from fedflow.errors import Misuse, Violation
+from fedflow.privacy.events import ADJACENCIES, MAX_EVENT_BYTES, UNITS, ReleaseEvent
+from fedflow.wire.codec import (
+    U16,
+    U32,
+    U64,
+    Bytes,
+    Bytes32,
+    Message,
+    Reader,
+    Signature,
+    Text,
+)
+
+GENESIS = bytes(32)
+ENTRY_LABEL = "ledger entry"
+HEAD_LABEL = "ledger head"
+PURPOSES = ("train", "evaluate")
+MAX_ENTRY_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Float64:
+    """A finite IEEE 754 double, big-endian; negative zero is refused so each value has one form."""
+
+    def write(self, value: Any, out: list[bytes]) -> None:
+        """Append the eight bytes."""
+        if type(value) is not float or not _canonical(value):
+            raise Misuse(f"{value!r} is not a finite number")
+        out.append(struct.pack(">d", value))
+
+    def read(self, reader: Reader) -> float:
+        """Read the eight bytes."""
+        value: float = struct.unpack(">d", reader.take(8))[0]
+        if not _canonical(value):
+            raise Violation("out-of-range", "number is not finite")
+        return value
+
+
+def _canonical(value: float) -> bool:
+    return math.isfinite(value) and not (value == 0.0 and math.copysign(1.0, value) < 0.0)
+
+
+F64 = Annotated[float, Float64()]
+Account = Annotated[str, Text(200)]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened(Message, type_id=50, version=1):
+    """An account and its budget, fixed for good. ``time`` is in milliseconds since 1970 (UTC)."""
+
+    kind: ClassVar[str] = "open"
+    seq: U64
+    previous: Bytes32
+    time: U64
+    account: Account
+    label: Annotated[str, Text(100)]
+    epsilon: F64
+    delta: F64
+    order: F64
+    unit: Annotated[str, Text(32)]
+    adjacency: Annotated[str, Text(32)]
+
+    def check(self) -> None:
+        """Unit and adjacency are known and the budget is one a filter can hold."""
+        if self.unit not in UNITS or self.adjacency not in ADJACENCIES:
+            raise Violation("bad-entry", "account has an unknown unit or adjacency")
+        if not (self.epsilon > 0.0 and 0.0 < self.delta < 1.0 and self.order > 1.0):
+            raise Violation("bad-entry", "account has an impossible budget")
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved(Message, type_id=51, version=1):
+    """One charge, durable before the bytes it pays for may leave.
+
+    ``context`` (32 B) names the one use of the noise it pays for; ``release_hash`` is SHA-256 of
+    the released bytes; ``rho`` is the event's Renyi divergence at the account's order.
+    """
+
+    kind: ClassVar[str] = "reserve"
+    seq: U64
+    previous: Bytes32
+    time: U64
+    account: Account
+    purpose: Annotated[str, Text(32)]
+    job: Annotated[str, Text(63)]
+    manifest: Bytes32
+    round: U32
+    attempt: U32
+    context: Bytes32
+    event: Annotated[str, Text(MAX_EVENT_BYTES)]
+    rho: F64
+    release_hash: Bytes32
+
+    def check(self) -> None:
+        """Purpose and event are known and the price is a price."""
+        if self.purpose not in PURPOSES:
+            raise Violation("bad-entry", f"purpose {self.purpose!r} is not one of {PURPOSES}")
+        if not self.rho > 0.0:
+            raise Violation("bad-entry", "a release costs more than nothing")
+        ReleaseEvent.from_canonical(self.event)
+
+    @property
+    def release_event(self) -> ReleaseEvent:
+        """The mechanism that was paid for."""
+        return ReleaseEvent.from_canonical(self.event)
+
+
+@dataclass(frozen=True, slots=True)
+class Settled(Message, type_id=52, version=1):
+    """How many sites' sum the reservation for ``context`` ended in. The charge is unchanged."""
+
+    kind: ClassVar[str] = "settle"
+    seq: U64
+    previous: Bytes32
+    time: U64
+    account: Account
+    context: Bytes32
+    survivors: U16
+
+
+@dataclass(frozen=True, slots=True)
+class Head(Message, type_id=53, version=1):
+    """The end of an exported ledger: how many entries there are and the hash of the last one."""
+
+    kind: ClassVar[str] = "head"
+    entries: U64
+    hash: Bytes32
+    time: U64
+
+
+@dataclass(frozen=True, slots=True)
+class SignedEntry(Message, type_id=54, version=1):
+    """One entry or head with the site's signature."""
+
+    body: Annotated[bytes, Bytes(MAX_ENTRY_BYTES)]
+    signature: Signature
+
+
+Entry = Opened | Reserved | Settled
+_TYPES: dict[int, type[Opened] | type[Reserved] | type[Settled]] = {
+    Opened.TYPE: Opened,
+    Reserved.TYPE: Reserved,
+    Settled.TYPE: Settled,
+}
+
+
+def sign_entry(entry: Entry, identity: Identity) -> bytes:
+    """The signed encoding of ``entry``."""
+    body = entry.encode()
+    return SignedEntry(body, identity.sign(ENTRY_LABEL, body)).encode()
+
+
+def sign_head(head: Head, identity: Identity) -> bytes:
+    """The signed encoding of ``head``, under a label of its own."""
+    body = head.encode()
+    return SignedEntry(body, identity.sign(HEAD_LABEL, body)).encode()
+
+
+def read_entry(signed: bytes, key: PublicKey) -> Entry:
+    """The entry in ``signed``; Violation unless canonical and signed by ``key``."""
+    outer = SignedEntry.decode(signed)
+    key.verify(ENTRY_LABEL, outer.body, outer.signature)
+    kind = _TYPES.get(outer.body[0]) if outer.body else None
+    if kind is None:
+        raise Violation("wrong-type", "this is not a ledger entry")
+    return kind.decode(outer.body)
+
+
+def read_head(signed: bytes, key: PublicKey) -> Head:
+    """The head in ``signed``; Violation unless canonical and signed by ``key``."""
+    outer = SignedEntry.decode(signed)
+    key.verify(HEAD_LABEL, outer.body, outer.signature)
+    return Head.decode(outer.body)
+
+
+def entry_hash(signed: bytes) -> bytes:
+    """What the next entry names as its previous one: 32 bytes over entry and signature."""
+    return hashlib.sha256(b"fedflow/1 ledger entry\0" + signed).digest()

@@ -1,0 +1,115 @@
+"""What a release cost, written so that it still means the same in ten years.
+
+A :class:`ReleaseEvent` goes into signed ledgers. Its meaning never changes: a mechanism with a new
+meaning gets a new ``kind``, and readers know only the kinds listed here (an allow-list; nothing is
+ever looked up by a name found in a file). Numbers are those the mechanism guarantees, rounded in
+the direction that costs more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import dp_accounting
+
+from fedflow.errors import Misuse, Violation
+
+KINDS = ("poisson-gaussian", "gaussian")
+UNITS = ("person",)
+ADJACENCIES = ("zero-out",)
+MAX_EVENT_BYTES = 512
+_FIELDS = ("kind", "sample_rate", "noise_multiplier", "steps", "unit", "adjacency")
+
+
+@dataclass(frozen=True)
+class ReleaseEvent:
+    """One release, as a mechanism an accountant can price.
+
+    * ``kind`` "poisson-gaussian": ``steps`` times, each unit joins a batch independently with
+      probability ``sample_rate``, and Gaussian noise is added to the batch's sum.
+      "gaussian": the same without sampling; ``sample_rate`` is then exactly 1.
+    * ``noise_multiplier``: noise standard deviation divided by the L2 sensitivity to one unit.
+    * ``unit``: what is protected as a whole; "person" means all rows of one person together.
+    * ``adjacency``: "zero-out" replaces one unit by nothing while the number of units stays public
+      (dp-accounting's REPLACE_SPECIAL).
+
+    Misuse when a field is outside its range.
+    """
+
+    kind: str
+    sample_rate: float
+    noise_multiplier: float
+    steps: int
+    unit: str = "person"
+    adjacency: str = "zero-out"
+
+    def __post_init__(self) -> None:
+        problem = _problem(self)
+        if problem:
+            raise Misuse(f"release event: {problem}", code="bad-event")
+
+    def canonical(self) -> str:
+        """The one JSON text of this event: sorted keys, no spaces."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_canonical(cls, text: str) -> ReleaseEvent:
+        """The event a ledger holds; Violation ``bad-event`` for anything but canonical text."""
+        if len(text) > MAX_EVENT_BYTES:
+            raise Violation("bad-event", "release event is too long")
+        try:
+            raw: Any = json.loads(text)
+        except (ValueError, RecursionError):
+            raise Violation("bad-event", "release event is not JSON") from None
+        if not isinstance(raw, dict) or set(raw) != set(_FIELDS):
+            raise Violation("bad-event", f"release event needs exactly the fields {_FIELDS}")
+        try:
+            event = cls(**raw)
+        except Misuse as err:
+            raise Violation("bad-event", err.message) from None
+        if event.canonical() != text:
+            raise Violation("bad-event", "release event is valid but not in canonical form")
+        return event
+
+    def to_dp_event(self) -> dp_accounting.DpEvent:
+        """The same mechanism in dp-accounting's vocabulary."""
+        event: dp_accounting.DpEvent = dp_accounting.GaussianDpEvent(self.noise_multiplier)
+        if self.kind == "poisson-gaussian" and self.sample_rate < 1.0:
+            event = dp_accounting.PoissonSampledDpEvent(self.sample_rate, event)
+        return dp_accounting.SelfComposedDpEvent(event, self.steps)
+
+    def repeated(self, times: int) -> ReleaseEvent:
+        """This event ``times`` over: the same mechanism with ``times`` as many steps."""
+        return dataclasses.replace(self, steps=self.steps * times)
+
+
+def merged(events: list[ReleaseEvent]) -> list[ReleaseEvent]:
+    """The same composition with equal mechanisms joined: order plays no part in its price."""
+    steps: dict[ReleaseEvent, int] = {}
+    for event in events:
+        one = dataclasses.replace(event, steps=1)
+        steps[one] = steps.get(one, 0) + event.steps
+    return [dataclasses.replace(one, steps=n) for one, n in steps.items()]
+
+
+def _problem(event: ReleaseEvent) -> str:
+    if event.kind not in KINDS:
+        return f"kind {event.kind!r} is not one of {KINDS}"
+    if event.unit not in UNITS:
+        return f"unit {event.unit!r} is not one of {UNITS}"
+    if event.adjacency not in ADJACENCIES:
+        return f"adjacency {event.adjacency!r} is not one of {ADJACENCIES}"
+    if type(event.sample_rate) is not float or not 0.0 < event.sample_rate <= 1.0:
+        return f"sample_rate {event.sample_rate!r} is not a number above 0 and at most 1"
+    if event.kind == "gaussian" and event.sample_rate != 1.0:
+        return "kind gaussian does not sample, its sample_rate is 1.0"
+    noise = event.noise_multiplier
+    if type(noise) is not float or not (math.isfinite(noise) and noise > 0.0):
+        return f"noise_multiplier {noise!r} is not a finite number above 0"
+    if type(event.steps) is not int or not 1 <= event.steps < 1 << 40:
+        return f"steps {event.steps!r} is not a whole number of at least 1"
+    return ""
