@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 from fedflow.crypto.identity import PublicKey
 from fedflow.errors import Refusal, Violation
@@ -43,11 +44,17 @@ class AccountState:
     opened: Opened
     filter: FixedOrderFilter
     reserved: list[Reserved] = field(default_factory=list)
+    total: Fraction = Fraction(0)
 
     @property
     def spent(self) -> float:
         """Renyi divergence reserved so far at the account's order."""
-        return math.fsum(entry.rho for entry in self.reserved)
+        return float(self.total)
+
+    def charge(self, entry: Reserved) -> None:
+        """Count ``entry``, which the rules have admitted. The sum is exact, so it never drifts."""
+        self.reserved.append(entry)
+        self.total += Fraction(entry.rho)
 
     @property
     def events(self) -> list[ReleaseEvent]:
@@ -65,7 +72,7 @@ class AccountState:
         return rdp_at(event, self.opened.order)
 
     def quote(self, event: ReleaseEvent) -> tuple[float, float]:
-        """(price, epsilon left after paying it); Refusal ``budget-exhausted`` when it cannot pay."""
+        """(price, epsilon left once paid); Refusal ``budget-exhausted`` when it cannot be paid."""
         rho, spent = self.price(event), self.spent
         if not self.filter.admits(spent, rho):
             held = self.filter.epsilon(spent)
@@ -134,11 +141,12 @@ class Chain:
             price = state.price(entry.release_event)
         except Refusal as err:
             raise Violation("bad-entry", err.message) from None
-        if not abs(entry.rho - price) <= PRICE_TOLERANCE * price:  # rule 5
+        fair = math.isfinite(price) and abs(entry.rho - price) <= PRICE_TOLERANCE * price
+        if not fair:  # rule 5
             raise Violation("bad-price", f"it charges {entry.rho!r} for what costs {price!r}")
         if not state.filter.admits(state.spent, entry.rho):
             raise Violation("over-budget", f"it spends more than account {entry.account} holds")
-        state.reserved.append(entry)
+        state.charge(entry)
         self.reserved[entry.context] = entry
 
     def _settle(self, entry: Settled) -> None:

@@ -1,0 +1,128 @@
+"""A ledger as a text file for auditors, and reading it back without trusting anyone.
+
+JSON lines: ``{"entry": "<hex>"}`` per signed entry, oldest first, then one ``{"head": "<hex>"}``: a
+signed statement of how many entries there are. Without it, entries cut off at the end would leave
+no trace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedflow.crypto.identity import PublicKey
+from fedflow.errors import FedflowError, InputError, Violation
+from fedflow.privacy.chain import Chain
+from fedflow.privacy.entries import MAX_ENTRY_BYTES, Head, read_head
+
+MAX_LINE = 2 * MAX_ENTRY_BYTES + 256
+
+
+@dataclass(frozen=True)
+class ExportFinding:
+    """One thing wrong with an exported ledger. ``entry`` is the entry's number, when it has one."""
+
+    code: str
+    sentence: str
+    entry: int | None = None
+
+
+@dataclass
+class ExportReading:
+    """What an export proves: ``chain`` holds the entries up to the first finding, if any."""
+
+    chain: Chain
+    head: Head | None = None
+    findings: list[ExportFinding] = field(default_factory=list)
+
+
+def write_export(path: str | Path, signed: Iterable[bytes], head: bytes) -> None:
+    """Write the export, complete or not at all; InputError when the file cannot be written."""
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    lines = [json.dumps({"entry": item.hex()}) for item in signed]
+    lines.append(json.dumps({"head": head.hex()}))
+    try:
+        with open(temporary, "w", encoding="ascii") as file:
+            file.write("\n".join(lines) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except OSError as err:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise InputError(f"cannot be written: {err.strerror}", where=str(path)) from None
+
+
+def read_export(path: str | Path, key: PublicKey) -> ExportReading:
+    """Read an export and check it against ``key``: signatures, chain, prices, budgets and head.
+
+    Never raises for bad contents, those are findings; InputError when the file cannot be read.
+    """
+    reading = ExportReading(Chain(key))
+    try:
+        with open(path, "rb") as file:
+            while line := file.readline(MAX_LINE + 1):
+                if not _take(line, reading):
+                    return reading
+    except OSError as err:
+        raise InputError(f"cannot be read: {err.strerror}", where=str(path)) from None
+    if reading.head is None:
+        _find(reading, "truncated", "the export ends without its signed head: entries may be cut")
+    return reading
+
+
+def verify_export(path: str | Path, key: PublicKey) -> list[ExportFinding]:
+    """Everything wrong with an export, empty when it is intact. See :func:`read_export`."""
+    return read_export(path, key).findings
+
+
+def _take(line: bytes, reading: ExportReading) -> bool:
+    """Take one line in; False when reading on would prove nothing."""
+    chain, number = reading.chain, len(reading.chain.entries)
+    if reading.head is not None:
+        return _find(reading, "trailing", "there is more after the signed head")
+    try:
+        name, data = _parse(line)
+    except Violation as err:
+        return _find(reading, err.code, f"entry {number}: {err.message}", number)
+    try:
+        if name == "entry":
+            chain.add(data)
+            return True
+        head = read_head(data, chain.key)
+    except FedflowError as err:
+        where = f"entry {number}" if name == "entry" else "the head"
+        return _find(reading, err.code, f"{where} is not intact: {err.message}", number)
+    if (head.entries, head.hash) != (number, chain.head):
+        return _find(
+            reading,
+            "truncated",
+            f"the site signed a ledger of {head.entries} entries, the export holds {number} that"
+            " do not end where it says",
+        )
+    reading.head = head
+    return True
+
+
+def _parse(line: bytes) -> tuple[str, bytes]:
+    if len(line) > MAX_LINE:
+        raise Violation("too-long", "the line is too long for a ledger entry")
+    try:
+        raw = json.loads(line)
+        ((name, text),) = raw.items()
+        data = bytes.fromhex(text)
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise Violation("bad-line", "the line is not an entry of a ledger export") from None
+    if name not in ("entry", "head") or json.dumps({name: data.hex()}) != line.decode().strip("\n"):
+        raise Violation("bad-line", "the line is not in the export's one form")
+    return name, data
+
+
+def _find(reading: ExportReading, code: str, sentence: str, entry: int | None = None) -> bool:
+    reading.findings.append(ExportFinding(code, sentence, entry))
+    return False

@@ -1,0 +1,333 @@
+"""The privacy ledger of one site: what was spent, on what, provably, before it left.
+
+A release is paid for in this order, and in no other: :meth:`Ledger.reserve` makes the charge and
+the very bytes to be released durable in one transaction; then the bytes may leave; later
+:meth:`Ledger.settle` notes what became of them. After a crash the site finds the same bytes again
+(:meth:`Ledger.release`) and re-sends them, so no noise is ever drawn twice for one charge. Nothing
+is ever refunded: a crash, an aborted round or a silent server leaves the charge in place.
+
+Prices are worst cases. More survivors than the plan's minimum make a sum noisier, never less, so
+settling changes no charge.
+
+What it cannot see: an older copy of the whole file put back in its place is valid in itself. An
+audit finds that, by comparing exported heads and the releases other parties hold.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+from fedflow.crypto.identity import Identity, PublicKey
+from fedflow.errors import Misuse, Refusal, Violation
+from fedflow.privacy import accounting
+from fedflow.privacy.entries import (
+    Entry,
+    Head,
+    Opened,
+    Reserved,
+    Settled,
+    sign_head,
+)
+from fedflow.privacy.events import ReleaseEvent
+from fedflow.privacy.export import write_export
+from fedflow.privacy.facts import SqliteFacts
+from fedflow.privacy.journal import Journal
+from fedflow.privacy.store import Store
+
+__all__ = ["AccountStatus", "Ledger", "SqliteFacts"]
+
+BUSY_SECONDS = 20.0
+MAX_RELEASE_BYTES = 512 << 20
+
+
+@dataclass(frozen=True)
+class AccountStatus:
+    """One account in figures a person can read.
+
+    ``epsilon_spent`` and ``epsilon_left`` are the guarantee: the filter's, valid whatever later
+    releases depended on. ``epsilon_pld`` is what the same releases would cost had they all been
+    fixed in advance.
+    """
+
+    account: str
+    unit: str
+    adjacency: str
+    epsilon_budget: float
+    delta: float
+    order: float
+    epsilon_spent: float
+    epsilon_left: float
+    epsilon_pld: float
+    releases: int
+    unsettled: int
+
+
+class Ledger:
+    """An append-only, hash-chained, signed ledger in one SQLite file.
+
+    Opened with the site's :class:`Identity` it can be written; with a :class:`PublicKey` it can
+    only be read. Safe to share between threads and processes.
+    """
+
+    def __init__(self, journal: Journal, clock: Callable[[], int]) -> None:
+        self._journal = journal
+        self._clock = clock
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        identity: Identity,
+        label: str,
+        *,
+        clock: Callable[[], int] | None = None,
+        busy_seconds: float = BUSY_SECONDS,
+    ) -> Self:
+        """A new ledger for the site ``label``; InputError when something is at ``path`` already.
+
+        ``clock`` gives milliseconds since 1970 (UTC).
+        """
+        store = Store.create(Path(path), identity.public.raw, label, busy_seconds)
+        return cls(Journal(store, identity), clock or _now)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        key: Identity | PublicKey,
+        *,
+        clock: Callable[[], int] | None = None,
+        busy_seconds: float = BUSY_SECONDS,
+    ) -> Self:
+        """Open a ledger and verify all of it: every signature, hash, price and stored release.
+
+        InputError naming the entry when anything was changed, or when it is another site's ledger.
+        """
+        writable = isinstance(key, Identity)
+        store = Store.open(Path(path), writable=writable, busy_seconds=busy_seconds)
+        try:
+            journal = Journal(store, key)
+            journal.verify()
+        except BaseException:
+            store.close()
+            raise
+        return cls(journal, clock or _now)
+
+    @property
+    def key(self) -> PublicKey:
+        """The public key of the site whose ledger this is."""
+        return self._journal.chain.key
+
+    @property
+    def label(self) -> str:
+        """The site's name, as given when the ledger was created."""
+        return self._journal.label
+
+    def facts(self) -> SqliteFacts:
+        """Durable single-shot facts kept in the same file."""
+        return SqliteFacts(self._journal.store)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._journal.store.close()
+
+    def open_account(
+        self,
+        account: str,
+        *,
+        epsilon: float,
+        delta: float,
+        order: float,
+        unit: str = "person",
+        adjacency: str = "zero-out",
+    ) -> Opened:
+        """Open ``account`` ("dataset/partition") with its budget, fixed for good.
+
+        The Renyi ``order`` must be chosen from public parameters (see ``choose_order``). Opening it
+        again with the same figures returns the existing entry; with others it is a Refusal
+        ``account-exists``: budgets are never rewritten.
+        """
+        accounting.FixedOrderFilter(epsilon, delta, order)
+        with self._journal.writing() as write:
+            state = self._journal.chain.accounts.get(account)
+            entry = Opened(
+                seq=len(self._journal.chain.entries),
+                previous=self._journal.chain.head,
+                time=self._clock(),
+                account=account,
+                label=self._journal.label,
+                epsilon=float(epsilon),
+                delta=float(delta),
+                order=float(order),
+                unit=unit,
+                adjacency=adjacency,
+            )
+            if state is not None:
+                old = state.opened
+                if replace(entry, seq=old.seq, previous=old.previous, time=old.time) != old:
+                    raise Refusal(
+                        "account-exists",
+                        f"account {account} already has epsilon {old.epsilon:g}, delta"
+                        f" {old.delta:g} at Renyi order {old.order:g}; a budget is never rewritten",
+                    )
+                return old
+            write(entry, None)
+            return entry
+
+    def check(self, account: str, event: ReleaseEvent) -> float:
+        """The epsilon that would be left after paying for ``event``; writes nothing.
+
+        Refusal ``budget-exhausted`` with the figures when it cannot be paid, ``no-account`` when
+        there is no such account. Only :meth:`reserve` is binding.
+        """
+        with self._journal.reading():
+            return self._journal.chain.account(account).quote(event)[1]
+
+    def reserve(
+        self,
+        account: str,
+        event: ReleaseEvent,
+        *,
+        context: bytes,
+        job: str,
+        manifest: bytes,
+        round: int,
+        attempt: int,
+        purpose: str,
+        release: bytes,
+    ) -> Reserved:
+        """Charge ``event`` to ``account`` and store ``release``, the bytes it pays for, durably.
+
+        Only when this has returned may ``release`` leave the site. ``context`` (32 B) is single
+        use: reserving it again with the same bytes returns the first entry and charges nothing;
+        with anything else it is Violation ``already-reserved``. Refusals: ``budget-exhausted``,
+        ``no-account``, ``wrong-unit``, ``ledger-unavailable`` (full disk and the like); after each
+        nothing was written and nothing may be released.
+        """
+        if not 0 < len(release) <= MAX_RELEASE_BYTES:
+            raise Misuse(f"a release has 1 to {MAX_RELEASE_BYTES} bytes")
+        digest = hashlib.sha256(release).digest()
+        with self._journal.writing() as write:
+            old = self._journal.chain.reserved.get(context)
+            if old is not None:
+                same = (old.account, old.event, old.release_hash, old.purpose, old.manifest) == (
+                    account,
+                    event.canonical(),
+                    digest,
+                    purpose,
+                    manifest,
+                )
+                if not same:
+                    raise Violation(
+                        "already-reserved",
+                        "this context has already paid for a different release",
+                    )
+                return old
+            rho, _left = self._journal.chain.account(account).quote(event)
+            entry = Reserved(
+                seq=len(self._journal.chain.entries),
+                previous=self._journal.chain.head,
+                time=self._clock(),
+                account=account,
+                purpose=purpose,
+                job=job,
+                manifest=manifest,
+                round=round,
+                attempt=attempt,
+                context=context,
+                event=event.canonical(),
+                rho=rho,
+                release_hash=digest,
+            )
+            write(entry, release)
+            return entry
+
+    def settle(self, context: bytes, survivors: int) -> Settled:
+        """Note that the release for ``context`` went into a sum of ``survivors`` sites.
+
+        The charge is unchanged. Settling again with the same number returns the first entry;
+        Violation ``already-settled`` for another number, ``not-reserved`` for an unknown context.
+        """
+        with self._journal.writing() as write:
+            paid = self._journal.chain.reserved.get(context)
+            if paid is None:
+                raise Violation("not-reserved", "nothing was reserved for this context")
+            old = self._journal.chain.settled.get(context)
+            if old is not None:
+                if old.survivors != survivors:
+                    raise Violation("already-settled", f"it was settled at {old.survivors} sites")
+                return old
+            entry = Settled(
+                seq=len(self._journal.chain.entries),
+                previous=self._journal.chain.head,
+                time=self._clock(),
+                account=paid.account,
+                context=context,
+                survivors=survivors,
+            )
+            write(entry, None)
+            return entry
+
+    def release(self, context: bytes) -> bytes | None:
+        """The stored bytes paid for by ``context``, or None when nothing was reserved for it."""
+        with self._journal.reading() as db:
+            paid = self._journal.chain.reserved.get(context)
+            if paid is None:
+                return None
+            return self._journal.stored_release(db, paid)
+
+    def entries(self) -> tuple[Entry, ...]:
+        """Every entry, oldest first."""
+        with self._journal.reading():
+            return tuple(self._journal.chain.entries)
+
+    def head(self) -> tuple[int, bytes]:
+        """(number of entries, hash of the last one): what a backup must not be older than."""
+        with self._journal.reading():
+            return len(self._journal.chain.entries), self._journal.chain.head
+
+    def export(self, path: str | Path) -> None:
+        """Write every signed entry and a signed head to ``path`` for an auditor (JSON lines)."""
+        identity = self._journal.identity
+        if identity is None:
+            raise Misuse("exporting signs the head: open the ledger with the site's identity")
+        with self._journal.reading() as db:
+            signed = [row[0] for row in db.execute("SELECT signed FROM entries ORDER BY seq")]
+            head = Head(len(signed), self._journal.chain.head, self._clock())
+        write_export(path, signed, sign_head(head, identity))
+
+    def accounts(self) -> tuple[str, ...]:
+        """The names of all open accounts, in the order they were opened."""
+        with self._journal.reading():
+            return tuple(self._journal.chain.accounts)
+
+    def account_status(self, account: str) -> AccountStatus:
+        """What was spent and what is left on ``account``; Refusal ``no-account``."""
+        with self._journal.reading():
+            state = self._journal.chain.account(account)
+            opened, spent = state.opened, state.filter.epsilon(state.spent)
+            contexts = [entry.context for entry in state.reserved]
+            unsettled = sum(context not in self._journal.chain.settled for context in contexts)
+            events = state.events
+        return AccountStatus(
+            account=account,
+            unit=opened.unit,
+            adjacency=opened.adjacency,
+            epsilon_budget=opened.epsilon,
+            delta=opened.delta,
+            order=opened.order,
+            epsilon_spent=spent,
+            epsilon_left=max(0.0, opened.epsilon - spent),
+            epsilon_pld=accounting.epsilon_pld(events, opened.delta),
+            releases=len(events),
+            unsettled=unsettled,
+        )
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
