@@ -1,0 +1,1 @@
+"""The command ``fedflow``: reads arguments, calls the rooms, prints. No logic of its own."""

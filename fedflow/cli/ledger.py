@@ -1,0 +1,93 @@
+"""``fedflow ledger``: read and check what a site spent, without any server."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedflow.crypto.identity import PublicKey
+from fedflow.errors import InputError, Refusal
+from fedflow.privacy.entries import Opened, Reserved, Settled
+from fedflow.privacy.export import read_export
+from fedflow.privacy.ledger import Ledger
+from fedflow.site.config import open_site
+
+app = typer.Typer(help="Read and verify a site's privacy ledger.", no_args_is_help=True)
+Source = Annotated[Path, typer.Argument(help="A site's folder.")]
+
+
+@app.command(epilog="Example: fedflow ledger show ./site-berlin")
+def show(
+    folder: Source,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """List every entry: what was released, for which job and round, and what it cost."""
+    site = open_site(folder)
+    ledger = Ledger.open(site.ledger_path, site.identity.public)
+    entries = ledger.entries()
+    ledger.close()
+    table = Table(title=f"Ledger of {site.settings.label}", title_justify="left")
+    for heading in ("#", "time (UTC)", "entry", "account", "job", "round", "what"):
+        table.add_column(heading, justify="right" if heading in ("#", "round") else "left")
+    for entry in entries:
+        when = datetime.fromtimestamp(entry.time / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        kind, job, number, what = _describe(entry)
+        if as_json:
+            facts = {"seq": entry.seq, "time": when, "entry": kind, "account": entry.account}
+            typer.echo(json.dumps({**facts, "job": job, "round": number, "what": what}))
+        table.add_row(str(entry.seq), when, kind, entry.account, job, number, what)
+    if not as_json:
+        Console().print(table if entries else "the ledger is empty: nothing was ever released")
+
+
+def _describe(entry: Opened | Reserved | Settled) -> tuple[str, str, str, str]:
+    """(kind, job, round, sentence) of one entry."""
+    if isinstance(entry, Opened):
+        what = f"budget ε {entry.epsilon:g} at δ {entry.delta:g}, Rényi order {entry.order:g}"
+        return "opened", "", "", what
+    if isinstance(entry, Reserved):
+        what = f"{entry.purpose}: Rényi loss {entry.rho:.5f}, release {entry.release_hash.hex()[:12]}"
+        return "reserved", entry.job, str(entry.round), what
+    return "settled", "", "", f"in a sum of {entry.survivors} sites"
+
+
+@app.command(epilog="Example: fedflow ledger verify ./site-berlin")
+def verify(
+    source: Annotated[Path, typer.Argument(help="A site's folder, or an exported ledger.")],
+    key: Annotated[
+        str, typer.Option(help="Public key (hex) an exported ledger must be signed by.")
+    ] = "",
+) -> None:
+    """Check every signature, hash and price of a ledger. Exit status 2 when anything was changed."""
+    if source.is_dir():
+        site = open_site(source)
+        ledger = Ledger.open(site.ledger_path, site.identity.public)
+        count = len(ledger.entries())
+        ledger.close()
+    else:
+        if not key:
+            raise InputError("name the site's public key", field="--key", allowed="64 hex digits")
+        reading = read_export(source, PublicKey.from_hex(key))
+        if reading.findings:
+            raise Refusal("bad-ledger", f"{source}: {reading.findings[0].sentence}")
+        count = len(reading.chain.entries)
+    Console().print(f"[green]intact[/]: {count} entries, each signed and chained to the one before")
+
+
+@app.command(epilog="Example: fedflow ledger export ./site-berlin berlin.jsonl")
+def export(
+    folder: Source, file: Annotated[Path, typer.Argument(help="The file to write.")]
+) -> None:
+    """Write all signed entries and a signed head to a file for an auditor."""
+    site = open_site(folder)
+    ledger = Ledger.open(site.ledger_path, site.identity)
+    ledger.export(file)
+    ledger.close()
+    check = f"fedflow ledger verify {file} --key {site.identity.public.hex()}"
+    Console().print(f"wrote {file}; check it with: {check}", soft_wrap=True)

@@ -1,0 +1,61 @@
+"""Entry point of the command ``fedflow``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+import fedflow
+from fedflow.cli import audit, ledger, plan, site
+from fedflow.cli.demo import demo
+from fedflow.errors import FedflowError, Misuse, Violation
+
+EXIT_REFUSED, EXIT_BUG, EXIT_INTERRUPTED = 2, 3, 130
+
+app = typer.Typer(
+    name="fedflow",
+    help="Privacy-hardened federated learning, orchestrated by Prefect. Try: fedflow demo",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command(epilog="Example: fedflow demo --drop-site site-3 --keep-server")(demo)
+app.add_typer(plan.app, name="plan")
+app.add_typer(site.app, name="site")
+app.add_typer(ledger.app, name="ledger")
+app.add_typer(audit.app, name="audit")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fedflow {fedflow.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Options of every command."""
+
+
+def main() -> None:
+    """Run the command; turn deliberate errors into one readable message and an exit status."""
+    try:
+        app()
+    except FedflowError as error:
+        word = {Violation: "not valid", Misuse: "internal error"}.get(type(error), "refused")
+        Console(stderr=True).print(Text.assemble((f"fedflow: {word}: ", "bold red"), str(error)))
+        sys.exit(EXIT_BUG if isinstance(error, Misuse) else EXIT_REFUSED)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("fedflow: interrupted; everything that was started has ended")
+        sys.exit(EXIT_INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

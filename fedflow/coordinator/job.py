@@ -1,0 +1,124 @@
+"""Making a job: the plan, the roster and the first model become one signed manifest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedflow.crypto.identity import Identity, PublicKey
+from fedflow.errors import InputError, Refusal, Violation
+from fedflow.exchange import Exchange, layout
+from fedflow.learning.model_file import ModelSpec, flatten, model_digest
+from fedflow.learning.plan import Plan
+from fedflow.secagg.params import Thresholds
+from fedflow.wire.messages import JOB_ID, Manifest, RosterEntry
+from fedflow.wire.sealed import seal, unseal
+
+MAX_MANIFEST_BYTES = 1 << 20
+
+
+def create_job(
+    exchange: Exchange,
+    *,
+    job: str,
+    plan: Plan,
+    sites: Mapping[str, PublicKey],
+    coordinator: PublicKey,
+    authority: Identity,
+    initial_model: bytes,
+    spec: ModelSpec,
+    valid_seconds: int = 86_400,
+) -> Manifest:
+    """Publish a job's manifest and first model; returns the manifest.
+
+    ``sites`` maps labels to keys; indices follow the sorted labels, from 0. Raises Refusal when the
+    cohort cannot meet the plan's thresholds, Violation when the job id is taken by another manifest.
+    """
+    if not JOB_ID.fullmatch(job):
+        raise InputError(
+            f"{job!r} cannot be a job id", field="job", allowed="lower-case letters, digits, dashes"
+        )
+    if len(sites) < plan.cohort.minimum:
+        raise Refusal(
+            "too-few-sites",
+            f"the roster has {len(sites)} sites, the plan's minimum is {plan.cohort.minimum}",
+        )
+    Thresholds.for_cohort(len(sites), plan.cohort.colluders, plan.cohort.minimum)
+    digest = model_digest(initial_model)
+    now = int(time.time())
+    manifest = Manifest(
+        job=job,
+        coordinator=coordinator.raw,
+        roster=tuple(
+            RosterEntry(index, sites[label].raw, label) for index, label in enumerate(sorted(sites))
+        ),
+        colluders=plan.cohort.colluders,
+        minimum=plan.cohort.minimum,
+        dimension=spec.dimension,
+        model_spec=spec.digest(),
+        initial_model=digest,
+        plan=plan.canonical(),
+        created=now,
+        not_after=now + valid_seconds,
+    )
+    exchange.put(layout.blob(job, digest), initial_model)
+    exchange.put(layout.manifest(job), seal(authority, manifest))
+    return manifest
+
+
+@dataclass(frozen=True)
+class Job:
+    """A verified manifest, opened."""
+
+    manifest: Manifest
+    digest: bytes
+    plan: Plan
+    roster: dict[int, PublicKey]
+    labels: dict[int, str]
+
+    @property
+    def id(self) -> str:
+        """The job id."""
+        return self.manifest.job
+
+
+def load_job(exchange: Exchange, job: str, authority: PublicKey) -> Job:
+    """The job's manifest as the authority signed it; InputError when there is none."""
+    data = exchange.get(layout.manifest(job), MAX_MANIFEST_BYTES)
+    if data is None:
+        raise InputError(f"there is no job {job!r} in the exchange", field="job")
+    manifest = unseal(Manifest, data, authority)
+    if manifest.job != job:
+        raise Violation("manifest-mismatch", "the manifest in the exchange is of another job")
+    return Job(
+        manifest=manifest,
+        digest=manifest.digest(),
+        plan=Plan.from_canonical(manifest.plan),
+        roster={e.index: PublicKey(e.public_key) for e in manifest.roster},
+        labels={e.index: e.label for e in manifest.roster},
+    )
+
+
+def write_roster(path: Path, job: Job, authority: PublicKey) -> None:
+    """The keys an auditor pins, as JSON: authority, coordinator and sites."""
+    import json
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        json.dumps(
+            {
+                "authority": authority.hex(),
+                "coordinator": job.manifest.coordinator.hex(),
+                "sites": [
+                    {"index": e.index, "label": e.label, "public_key": e.public_key.hex()}
+                    for e in job.manifest.roster
+                ],
+            },
+            indent=2,
+        )
+    )
+
+
+__all__ = ["Job", "create_job", "flatten", "load_job", "write_roster"]

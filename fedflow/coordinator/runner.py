@@ -1,0 +1,287 @@
+"""A job at the coordinator, round after round: order, sum, update, checkpoint.
+
+Each step is one method, so an orchestrator can show it as one task. State between rounds is one
+small checkpoint file, written atomically: a coordinator that died goes on after the last round whose
+model it had published.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fedflow.coordinator.job import Job, load_job
+from fedflow.coordinator.secure_round import RoundResult, SecureRound
+from fedflow.coordinator.settings import CoordinatorFolder
+from fedflow.errors import Aborted, FedflowError, Misuse, Violation
+from fedflow.exchange import layout
+from fedflow.exchange.base import get_blob
+from fedflow.learning.evaluation import auc_from_histogram
+from fedflow.learning.model_file import (
+    decode_model,
+    encode_model,
+    flatten,
+    model_digest,
+    spec_of,
+    unflatten,
+)
+from fedflow.learning.strategy import apply
+from fedflow.secagg.quantise import Quantiser, decode_integers
+from fedflow.wire.messages import Hello, JobEnd, Kind, Order, labelled_hash
+from fedflow.wire.sealed import seal, unseal
+
+MAX_MODEL_BYTES = 1 << 30
+_ZEROS = bytes(32)
+
+
+@dataclass
+class RoundRecord:
+    """The public facts of one round, as reports and screens show them."""
+
+    number: int
+    sites: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    training_seconds: float = 0.0
+    auc: float | None = None
+    auc_stderr: float | None = None
+    bytes: dict[str, int] = field(default_factory=dict)
+    attempts: int = 1
+    aborted: bool = False
+    reason: str = ""
+
+    def facts(self) -> dict[str, Any]:
+        """As plain values, for the event log and the report."""
+        return asdict(self)
+
+
+class JobRunner:
+    """One job's state and steps."""
+
+    def __init__(self, coordinator: CoordinatorFolder, job_id: str) -> None:
+        self.coordinator = coordinator
+        self.job: Job = load_job(coordinator.exchange, job_id, coordinator.authority)
+        if self.job.manifest.coordinator != coordinator.identity.public.raw:
+            raise Misuse("this coordinator's key is not the one in the job's manifest")
+        # Names and shapes come from the first model, whose hash the authority signed.
+        self._spec = spec_of(self._blob(self.job.manifest.initial_model))
+        if self.job.manifest.model_spec != self._spec.digest():
+            raise Violation("model-mismatch", "the first model does not fit the job's manifest")
+        self.records: list[RoundRecord] = []
+        self._previous = _ZEROS
+        self._sequence = 0
+        self._model = self.job.manifest.initial_model
+        self._resume()
+        self._vector = flatten(decode_model(self._blob(self._model), self._spec))
+        self._present: set[int] = set()
+        self._hellos: set[str] = set()
+        self._running: asyncio.Task[RoundResult] | None = None
+        self.current: SecureRound | None = None
+
+    # ---- state
+
+    def _blob(self, digest: bytes) -> bytes:
+        data = get_blob(
+            self.coordinator.exchange, layout.blob(self.job.id, digest), digest, MAX_MODEL_BYTES
+        )
+        if data is None:
+            raise Violation("no-model", "the model file is not in the exchange")
+        return data
+
+    def _resume(self) -> None:
+        path = self.coordinator.state_path(self.job.id)
+        if not path.exists():
+            return
+        state = json.loads(path.read_text())
+        if state["manifest"] != self.job.digest.hex():
+            raise Misuse("the checkpoint belongs to another manifest of the same job id")
+        self.records = [RoundRecord(**record) for record in state["rounds"]]
+        self._previous = bytes.fromhex(state["previous"])
+        self._model = bytes.fromhex(state["model"])
+        # Orders already published under later numbers are dead: never reuse a sequence number.
+        names = self.coordinator.exchange.list(layout.rounds(self.job.id))
+        self._sequence = max([state["sequence"], *(int(n) for n in names if n.isdigit())])
+
+    def checkpoint(self) -> None:
+        """Make the state after a finished round durable."""
+        path = self.coordinator.state_path(self.job.id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        state: dict[str, Any] = {
+            "manifest": self.job.digest.hex(),
+            "sequence": self._sequence,
+            "previous": self._previous.hex(),
+            "model": self._model.hex(),
+            "rounds": [asdict(record) for record in self.records],
+        }
+        aside = path.with_suffix(".tmp")
+        with open(aside, "w") as file:
+            json.dump(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+
+    def event(self, name: str, **facts: Any) -> None:
+        """Append one line to the job's event log, for whoever watches."""
+        path = self.coordinator.events_path(self.job.id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a") as file:
+            file.write(json.dumps({"event": name, "time": time.time(), **facts}) + "\n")
+
+    @property
+    def next_round(self) -> int:
+        """The first round without a record."""
+        return len(self.records) + 1
+
+    @property
+    def model_digest(self) -> bytes:
+        """SHA-256 of the current global model's file."""
+        return self._model
+
+    # ---- presence
+
+    def look_for_sites(self) -> set[int]:
+        """Read new presence messages; returns the indices believed present."""
+        exchange = self.coordinator.exchange
+        for name in exchange.list(layout.hellos(self.job.id)):
+            if name in self._hellos:
+                continue
+            self._hellos.add(name)
+            index = name.split("-")[0]
+            if not index.isdigit() or int(index) not in self.job.roster:
+                continue
+            try:
+                data = exchange.get(f"{layout.hellos(self.job.id)}/{name}", 1 << 16)
+                hello = unseal(Hello, data or b"", self.job.roster[int(index)])
+            except FedflowError:
+                continue  # not that site's signature: not its presence
+            if hello.manifest == self.job.digest and hello.site == int(index):
+                self._present.add(hello.site)
+                self.event("site-present", site=self.job.labels[hello.site])
+        return set(self._present)
+
+    async def wait_for_sites(self, seconds: float) -> set[int]:
+        """Wait until all sites of the roster are present, or ``seconds`` passed.
+
+        Raises Aborted when fewer than the plan's minimum came.
+        """
+        until = time.monotonic() + seconds
+        while len(self.look_for_sites()) < len(self.job.roster) and time.monotonic() < until:
+            await asyncio.sleep(0.1)
+        if len(self._present) < self.job.plan.cohort.minimum:
+            raise Aborted(
+                "too-few-sites",
+                f"{len(self._present)} sites joined, the plan needs {self.job.plan.cohort.minimum}",
+            )
+        return set(self._present)
+
+    def awaited(self) -> list[str]:
+        """Labels of the sites the open round waits for."""
+        return sorted(self.job.labels[site] for site in self._present)
+
+    # ---- one secure sum
+
+    def dispatch(self, number: int, attempt: int, kind: Kind) -> SecureRound:
+        """Sign and publish an order for the current model, and start collecting answers."""
+        plan = self.job.plan
+        self._sequence += 1
+        horizon = plan.deadlines.round_seconds + 5 * plan.deadlines.leg_seconds
+        train = kind is Kind.TRAIN
+        order = Order(
+            manifest=self.job.digest,
+            sequence=self._sequence,
+            round=number,
+            attempt=attempt,
+            kind=kind,
+            model=self._model,
+            previous=self._previous,
+            dimension=self.job.manifest.dimension if train else 2 * plan.evaluation.bins,
+            deadline=int((time.time() + horizon) * 1000),
+        )
+
+        def notify(leg: str, site: int) -> None:
+            label = self.job.labels.get(site)
+            self.event("message", round=number, kind=kind.word, leg=leg, site=label)
+
+        expected = self.look_for_sites()
+        self.current = SecureRound(self.coordinator, self.job, order, expected, notify)
+        self.current.publish()
+        self.event(
+            "order",
+            round=number,
+            attempt=attempt,
+            kind=kind.word,
+            sequence=order.sequence,
+            expected=sorted(self.job.labels[s] for s in expected),
+        )
+        self._running = asyncio.create_task(self.current.run())
+        return self.current
+
+    async def collect(self) -> RoundResult:
+        """The sum of the order dispatched last; Aborted with its reason."""
+        if self._running is None or self.current is None:
+            raise Misuse("nothing was dispatched")
+        try:
+            result = await self._running
+        except Aborted as error:
+            self.event("aborted", round=self.current.order.round, reason=error.message)
+            raise
+        finally:
+            self._running = None
+        self._previous = labelled_hash("transcript", result.outcome.transcript.encode())
+        # Whoever is in the sum is present; whoever is not is waited for again after its next hello.
+        self._present = set(result.outcome.survivors)
+        return result
+
+    # ---- what the sum does
+
+    def update(self, result: RoundResult) -> bytes:
+        """Apply the mean update and publish the next model; returns its digest."""
+        secure = self.job.plan.secure_aggregation
+        quantiser = Quantiser(
+            bits=secure.bits, value_range=secure.value_range, sites=len(self.job.roster)
+        )
+        total = quantiser.decode(result.outcome.sum)
+        count = len(result.outcome.survivors)
+        vector = apply(self._vector, total, count, self.job.plan)
+        data = encode_model(unflatten(vector, self._spec))
+        digest = model_digest(data)
+        self.coordinator.exchange.put(layout.blob(self.job.id, digest), data)
+        self._vector, self._model = vector, digest
+        return digest
+
+    def evaluates(self, number: int) -> bool:
+        """Whether the plan scores the model after this round (always after the last)."""
+        return number % self.job.plan.evaluation.every == 0 or number == self.job.plan.plan.rounds
+
+    def record(self, record: RoundRecord, result: RoundResult) -> None:
+        """Fill in and keep the facts of a finished training round."""
+        labels, outcome = self.job.labels, result.outcome
+        record.sites = [labels[s] for s in outcome.survivors]
+        record.seconds, record.training_seconds = result.seconds, result.training_seconds
+        record.bytes = {labels[s]: n for s, n in result.bytes_by_site.items()}
+        for site, answer in result.answers.items():
+            if answer.outcome == "refused":
+                record.refused[labels[site]] = f"{answer.code}: {answer.reason}"
+            elif site not in outcome.survivors:
+                record.dropped.append(labels[site])
+        self.records.append(record)
+
+    def score(self, result: RoundResult) -> tuple[float, float]:
+        """AUC and its standard error (from the privacy noise) of the summed histogram."""
+        survivors = len(result.outcome.survivors)
+        return auc_from_histogram(decode_integers(result.outcome.sum), self.job.plan, survivors)
+
+    def close(self, outcome: str, reason: str) -> None:
+        """Tell the sites that the job is over."""
+        message = JobEnd(self.job.digest, self._sequence, outcome, reason, self._model)
+        key = layout.end(self.job.id)
+        self.coordinator.exchange.put(key, seal(self.coordinator.identity, message))
+        self.event("end", outcome=outcome, reason=reason)
+
+
+__all__ = ["Aborted", "JobRunner", "RoundRecord"]

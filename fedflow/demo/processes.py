@@ -1,0 +1,87 @@
+"""Starts and ends the demo's processes, so that none is left behind however the demo ends."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from fedflow.errors import Refusal
+
+_GRACE_SECONDS = 5.0
+
+
+def _tie_to_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+class Processes:
+    """Named child processes, each the leader of a process group with its own log file."""
+
+    def __init__(self, logs: Path) -> None:
+        self._logs = logs
+        self._logs.mkdir(parents=True, exist_ok=True)
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, name: str, arguments: list[str], environment: dict[str, str]) -> None:
+        """Start ``python ARGUMENTS`` as ``name``; its output goes to ``logs/NAME.log``."""
+        with open(self._logs / f"{name}.log", "ab") as log:
+            self._running[name] = subprocess.Popen(
+                [sys.executable, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+                preexec_fn=_tie_to_parent,  # noqa: PLW1509  (single-threaded at this point)
+            )
+
+    def kill(self, name: str) -> None:
+        """End a process group at once, as a power cut would."""
+        process = self._running.pop(name)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def code(self, name: str) -> int | None:
+        """Exit status, or None while it runs."""
+        return self._running[name].poll()
+
+    def require(self, *names: str) -> None:
+        """Refusal quoting the log when one of ``names`` has ended."""
+        for name in names:
+            if name in self._running and self._running[name].poll() is not None:
+                raise Refusal(
+                    "process-ended",
+                    f"{name} ended with status {self._running[name].returncode}; the end of its log "
+                    f"({self._logs / f'{name}.log'}):\n{self.tail(name)}",
+                )
+
+    def tail(self, name: str, lines: int = 12) -> str:
+        """The end of a process's log."""
+        with contextlib.suppress(OSError):
+            text = (self._logs / f"{name}.log").read_text(errors="replace")
+            return "\n".join(text.splitlines()[-lines:])
+        return ""
+
+    def stop(self) -> None:
+        """Ask every process to end, then make it."""
+        for process in self._running.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+        until = time.monotonic() + _GRACE_SECONDS
+        for process in self._running.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, until - time.monotonic()))
+        for process in self._running.values():
+            # The whole group, though its leader may be gone: a worker can leave a child behind.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        self._running.clear()

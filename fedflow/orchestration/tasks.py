@@ -1,0 +1,140 @@
+"""The steps of a round as Prefect tasks, named so that a run in the UI reads like the protocol.
+
+Tasks take names and numbers only; the live job is looked up in this process, so no model, sum or key
+can end up in a parameter or a result. Nothing is cached or persisted by Prefect: what must survive is
+in the exchange, the checkpoint and the sites' ledgers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+
+from fedflow.coordinator.runner import JobRunner
+from fedflow.coordinator.secure_round import RoundResult
+from fedflow.errors import Aborted, Misuse
+from fedflow.wire.messages import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_LIVE: dict[str, LiveJob] = {}
+
+
+@dataclass
+class LiveJob:
+    """The job this process coordinates, and the last sum that was opened."""
+
+    runner: JobRunner
+    last: RoundResult | None = None
+
+
+@contextmanager
+def live_job(runner: JobRunner) -> Iterator[LiveJob]:
+    """Make ``runner`` the live job of its id for the tasks of this process."""
+    if runner.job.id in _LIVE:
+        raise Misuse(f"job {runner.job.id} is already coordinated by this process")
+    _LIVE[runner.job.id] = LiveJob(runner)
+    try:
+        yield _LIVE[runner.job.id]
+    finally:
+        del _LIVE[runner.job.id]
+
+
+def _live(job: str) -> LiveJob:
+    if job not in _LIVE:
+        raise Misuse(f"job {job} is not coordinated by this process")
+    return _LIVE[job]
+
+
+def round_task(
+    name: str, run_name: str
+) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Callable[..., Any]]:
+    """A Prefect task that persists nothing, caches nothing and forwards no prints."""
+    return task(  # type: ignore[return-value]
+        name=name,
+        task_run_name=run_name,
+        persist_result=False,
+        cache_policy=NO_CACHE,
+        log_prints=False,
+        retries=0,
+    )
+
+
+@round_task("dispatch_model", "dispatch model · round {number}")
+async def dispatch_model(job: str, number: int, attempt: int = 1) -> State[Any]:
+    """Sign the order for this round's model and publish both."""
+    live = _live(job)
+    live.runner.dispatch(number, attempt, Kind.TRAIN)
+    return Completed(message=f"model {live.runner.model_digest.hex()[:12]} ordered for training")
+
+
+@round_task("train_local", "train {site} · round {number}")
+async def train_local(job: str, number: int, site: str) -> State[Any]:
+    """Follow one site's private training until its masked update arrives, or it does not."""
+    runner = _live(job).runner
+    current = runner.current
+    if current is None:
+        raise Misuse("no round is open")
+    index = next(i for i, label in runner.job.labels.items() if label == site)
+    answer = await current.answers[index]
+    if answer.outcome == "masked":
+        return Completed(message=f"masked update after {answer.seconds:.1f} s")
+    if answer.outcome == "refused":
+        return Failed(name="Refused", message=f"{answer.code}: {answer.reason}")
+    return Failed(name="Dropped", message=answer.reason)
+
+
+@round_task("secure_aggregate", "secure aggregate · round {number}")
+async def secure_aggregate(job: str, number: int) -> State[Any]:
+    """Recover the sum of the survivors' updates, and only the sum."""
+    live = _live(job)
+    try:
+        live.last = await live.runner.collect()
+    except Aborted as error:
+        live.last = None
+        return Failed(name="Aborted", message=f"{error.code}: {error.message}")
+    outcome = live.last.outcome
+    gone = len(outcome.delivered) - len(outcome.survivors)
+    note = f", {gone} dropped site's masks recovered" if gone else ""
+    return Completed(message=f"sum of {len(outcome.survivors)} masked updates{note}")
+
+
+@round_task("update_global", "update global model · round {number}")
+async def update_global(job: str, number: int) -> State[Any]:
+    """Apply the mean update and publish the next model."""
+    live = _live(job)
+    if live.last is None:
+        raise Misuse("there is no sum to apply")
+    digest = live.runner.update(live.last)
+    return Completed(message=f"model {digest.hex()[:12]}")
+
+
+@round_task("evaluate", "evaluate · round {number}")
+async def evaluate(job: str, number: int) -> State[Any]:
+    """Score the new model on held-out persons at the sites, by one noised secure sum."""
+    live = _live(job)
+    runner = live.runner
+    runner.dispatch(number, 1, Kind.EVALUATE)
+    try:
+        result = await runner.collect()
+    except Aborted as error:
+        return Failed(name="Aborted", message=f"{error.code}: {error.message}")
+    auc, stderr = runner.score(result)
+    record = runner.records[-1]
+    record.auc, record.auc_stderr = auc, stderr
+    for site, size in result.bytes_by_site.items():
+        label = runner.job.labels[site]
+        record.bytes[label] = record.bytes.get(label, 0) + size
+    record.seconds += result.seconds
+    get_run_logger().info("round %d: AUC %.3f ± %.3f", number, auc, stderr)
+    return Completed(message=f"AUC {auc:.3f} ± {stderr:.3f} (privacy noise)")

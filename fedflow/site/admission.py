@@ -1,0 +1,135 @@
+"""May this site take part? Two gates: the manifest once per job, the order before every round.
+
+Everything is denied unless a rule below passes; each rule that fails raises with its own reason.
+Nothing here spends budget or answers a peer.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from fedflow.crypto.identity import PublicKey
+from fedflow.errors import Refusal, Violation
+from fedflow.learning.plan import Plan
+from fedflow.privacy.events import ReleaseEvent
+from fedflow.privacy.ledger import Ledger
+from fedflow.privacy.plan_cost import evaluation_event, training_event
+from fedflow.site.config import SiteFolder
+from fedflow.site.policy import check_plan
+from fedflow.wire.messages import Kind, Manifest, Order
+from fedflow.wire.sealed import peek, unseal
+
+#: How far the clocks of coordinator and site may differ (seconds).
+CLOCK_SLACK = 120.0
+TRAIN_PARTITION, HOLDOUT_PARTITION = "train", "holdout"
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A job this site agreed to."""
+
+    manifest: Manifest
+    digest: bytes
+    plan: Plan
+    index: int
+    dataset: str
+    coordinator: PublicKey
+    roster: dict[int, PublicKey]
+
+    def account(self, kind: Kind) -> str:
+        """The ledger account that pays for a kind of round: the dataset's two disjoint halves.
+
+        Training reads only persons of the train partition and evaluation only held-out persons, so
+        each account bounds the loss of its own persons (parallel composition, McSherry 2009).
+        """
+        partition = TRAIN_PARTITION if kind is Kind.TRAIN else HOLDOUT_PARTITION
+        return f"{self.dataset}/{partition}"
+
+    def event(self, kind: Kind) -> ReleaseEvent:
+        """What one round of this kind releases, for the ledger."""
+        return training_event(self.plan) if kind is Kind.TRAIN else evaluation_event(self.plan)
+
+    def dimension(self, kind: Kind) -> int:
+        """Length of the summed vector."""
+        return self.manifest.dimension if kind is Kind.TRAIN else 2 * self.plan.evaluation.bins
+
+
+def admit_manifest(site: SiteFolder, data: bytes, job: str, digest: bytes | None) -> Admitted:
+    """The job described by a sealed manifest, if this site's policy allows it.
+
+    ``digest`` is the manifest hash the session was opened for (None: whatever the authority signed).
+    Raises Violation for bytes that are not what they claim, Refusal for what policy forbids.
+    """
+    policy = site.policy
+    # (0) the authority this site pinned signed exactly these bytes
+    if not policy.trust.authority:
+        raise Refusal("unknown-authority", "the site's policy names no authority yet")
+    manifest = unseal(Manifest, data, PublicKey.from_hex(policy.trust.authority))
+    # (1) it is the manifest the session is about
+    if manifest.job != job or (digest is not None and manifest.digest() != digest):
+        raise Refusal("manifest-mismatch", "the manifest in the exchange is not the one announced")
+    # (2) the coordinator is one the operator allowed
+    if manifest.coordinator.hex() not in policy.trust.coordinators:
+        raise Refusal("unknown-coordinator", "the job's coordinator is not in the site's policy")
+    # (3) this site's key is in the roster
+    mine = [e.index for e in manifest.roster if e.public_key == site.identity.public.raw]
+    if not mine:
+        raise Refusal("not-in-roster", f"site {site.settings.label} is not in the job's roster")
+    # (4) now is within its time
+    now = time.time()
+    if not manifest.created - CLOCK_SLACK <= now <= manifest.not_after:
+        raise Refusal("manifest-expired", "the job is not within its time window (check the clock)")
+    # (5) manifest and plan say the same about the cohort
+    plan = Plan.from_canonical(manifest.plan)
+    if (manifest.colluders, manifest.minimum) != (plan.cohort.colluders, plan.cohort.minimum):
+        raise Violation("bad-manifest", "manifest and plan disagree about the cohort")
+    # (6) every number of the plan is within the policy
+    check_plan(policy, plan)
+    # (7) the policy names one dataset for the workload
+    names = [n for n, d in policy.datasets.items() if d.workload == plan.plan.workload]
+    if len(names) != 1:
+        raise Refusal(
+            "no-dataset", f"the policy names {len(names)} datasets for workload "
+            f"{plan.plan.workload}; exactly one is needed",
+        )  # fmt: skip
+    return Admitted(
+        manifest=manifest,
+        digest=manifest.digest(),
+        plan=plan,
+        index=mine[0],
+        dataset=names[0],
+        coordinator=PublicKey(manifest.coordinator),
+        roster={e.index: PublicKey(e.public_key) for e in manifest.roster},
+    )
+
+
+def admit_order(admitted: Admitted, ledger: Ledger, data: bytes, sequence: int) -> Order:
+    """The order in ``data`` if it is in turn, in time, and affordable at its worst case."""
+    # (0) signed by this job's coordinator, for this job and this place in the sequence
+    order = unseal(Order, data, admitted.coordinator)
+    if order.manifest != admitted.digest:
+        raise Violation("foreign-order", "the order belongs to another job")
+    if order.sequence != sequence:
+        raise Refusal("replayed-order", f"order {order.sequence} was placed as order {sequence}")
+    kind, plan = Kind(order.kind), admitted.plan
+    # (1) within the job
+    if order.round > plan.plan.rounds:
+        raise Refusal("policy", f"round {order.round} is beyond the plan's {plan.plan.rounds}")
+    if order.dimension != admitted.dimension(kind):
+        raise Violation("bad-order", "the order's vector length is not the plan's")
+    # (2) in time, and not open for longer than the plan allows
+    left = order.deadline / 1000 - time.time()
+    longest = plan.deadlines.round_seconds + 5 * plan.deadlines.leg_seconds + CLOCK_SLACK
+    if left <= 0:
+        raise Refusal("order-expired", "the order's deadline has passed (check the clock)")
+    if left > longest:
+        raise Refusal("policy", "the order's deadline is later than the plan allows")
+    # (3) the ledger can pay the worst case
+    ledger.check(admitted.account(kind), admitted.event(kind))
+    return order
+
+
+def peek_order(data: bytes) -> Order:
+    """The order before verification, to read its deadline when choosing where to join."""
+    return peek(Order, data)

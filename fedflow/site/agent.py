@@ -1,0 +1,188 @@
+"""The site daemon: holds the folder's lock, serves the worker's socket, runs one session a job.
+
+It is the only process with the key, the ledger and the policy. It starts the training process and
+talks to the exchange; it imports neither Prefect nor torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedflow.errors import Refusal
+from fedflow.exchange import layout, open_exchange
+from fedflow.privacy.ledger import Ledger
+from fedflow.site.config import SiteFolder, lock_site, open_site
+from fedflow.site.round import SiteServices
+from fedflow.site.session import Session, SessionEnd
+from fedflow.site.socket_protocol import (
+    Accepted,
+    CancelRequest,
+    End,
+    Progress,
+    Reply,
+    Request,
+    Send,
+    SessionRequest,
+    Status,
+    serve,
+)
+from fedflow.site.trainer import die_with_parent
+from fedflow.site.training_client import TrainingClient
+
+log = logging.getLogger("fedflow.site")
+
+
+@dataclass
+class _Running:
+    """A session and whoever watches it."""
+
+    job: str
+    manifest: bytes | None
+    task: asyncio.Task[SessionEnd]
+    watchers: set[asyncio.Queue[Reply]] = field(default_factory=set)
+    round: int | None = None
+    phase: str | None = None
+
+
+class SiteAgent:
+    """One site's daemon over an opened folder."""
+
+    def __init__(self, site: SiteFolder) -> None:
+        self._site = site
+        self._ledger = Ledger.open(site.ledger_path, site.identity)
+        self._trainer = TrainingClient(site.log_path)
+        self._services = SiteServices(
+            identity=site.identity,
+            exchange=open_exchange(site.exchange),
+            ledger=self._ledger,
+            facts=self._ledger.facts(),
+            trainer=self._trainer,
+            poll_seconds=site.settings.poll_seconds,
+        )
+        self._running: _Running | None = None
+
+    async def run(self, *, without_prefect: bool = False) -> None:
+        """Serve until cancelled. Without Prefect, follow jobs announced in the exchange instead."""
+        warm = asyncio.create_task(self._trainer.start())
+        server = await serve(self._site.socket, self._handle)
+        log.info("site %s listens at %s", self._site.settings.label, self._site.socket)
+        try:
+            if without_prefect:
+                await self._follow_exchange()
+            else:
+                await asyncio.Event().wait()
+        finally:
+            warm.cancel()
+            if self._running is not None:
+                self._running.task.cancel()
+                await asyncio.gather(self._running.task, return_exceptions=True)
+            await server.close()
+            await self._trainer.close()
+            self._ledger.close()
+
+    async def _handle(self, request: Request, reply: Send) -> None:
+        if isinstance(request, SessionRequest):
+            await self._watch(self._open(request.job, bytes.fromhex(request.manifest)), reply)
+        elif isinstance(request, CancelRequest):
+            running = self._running
+            if running is None or running.job != request.job:
+                await reply(End(outcome="refused", code="no-session", reason="no such session"))
+                return
+            running.task.cancel()
+            await reply(Accepted())
+        else:
+            running = self._running
+            await reply(
+                Status(
+                    site=self._site.settings.label,
+                    job=running.job if running else None,
+                    round=running.round if running else None,
+                    phase=running.phase if running else None,  # type: ignore[arg-type]
+                )
+            )
+
+    def _open(self, job: str, manifest: bytes | None) -> _Running:
+        """The session of ``job``: the one that runs, or a new one. One job at a time."""
+        running = self._running
+        if running is not None and not running.task.done():
+            if (running.job, running.manifest) == (job, manifest):
+                return running
+            raise Refusal("busy", f"the site is in job {running.job}")
+
+        async def progress(number: int, phase: str) -> None:
+            entry.round, entry.phase = number, phase
+            for queue in entry.watchers:
+                queue.put_nowait(Progress(round=number, phase=phase))  # type: ignore[arg-type]
+
+        session = Session(self._site, self._services, job, manifest, progress)
+        entry = _Running(job, manifest, asyncio.create_task(session.run()))
+        self._running = entry
+        log.info("session of job %s opened", job)
+        return entry
+
+    @staticmethod
+    async def _watch(running: _Running, reply: Send) -> None:
+        """Tell one worker how the session goes, until it ends. The session does not depend on it."""
+        queue: asyncio.Queue[Reply] = asyncio.Queue()
+        running.watchers.add(queue)
+        try:
+            await reply(Accepted())
+            while not running.task.done():
+                news = asyncio.ensure_future(queue.get())
+                await asyncio.wait({news, running.task}, return_when=asyncio.FIRST_COMPLETED)
+                if news.done():
+                    await reply(news.result())
+                else:
+                    news.cancel()
+            end = running.task.result()
+            log.info("session of job %s ended: %s %s", running.job, end.outcome, end.code)
+            await reply(End(outcome=end.outcome, code=end.code, reason=end.reason))  # type: ignore[arg-type]
+        finally:
+            running.watchers.discard(queue)
+
+    async def _follow_exchange(self) -> None:
+        """Join every job whose manifest appears in the exchange and admits this site."""
+        seen: set[str] = set()
+        exchange = self._services.exchange
+        while True:
+            with contextlib.suppress(OSError):
+                for job in exchange.list("jobs"):
+                    if job in seen or exchange.get(layout.end(job)) is not None:
+                        continue
+                    seen.add(job)
+                    end = await self._open(job, None).task
+                    log.info("job %s: %s %s %s", job, end.outcome, end.code, end.reason)
+            await asyncio.sleep(max(self._services.poll_seconds, 1.0))
+
+
+def run_agent(path: Path, *, without_prefect: bool = False, tied_to_parent: bool = False) -> None:
+    """Run the daemon of the site in ``path`` until SIGTERM or Ctrl-C.
+
+    Raises Refusal when another agent holds the folder, InputError when the folder is not usable.
+    """
+    if tied_to_parent:
+        die_with_parent()
+    site = open_site(path)
+    lock = lock_site(path)
+    handler = logging.FileHandler(site.log_path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger("fedflow").addHandler(handler)
+    logging.getLogger("fedflow").setLevel(logging.INFO)
+
+    async def main() -> None:
+        agent = asyncio.create_task(SiteAgent(site).run(without_prefect=without_prefect))
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, agent.cancel)
+        with contextlib.suppress(asyncio.CancelledError):
+            await agent
+
+    try:
+        asyncio.run(main())
+    finally:
+        lock.close()

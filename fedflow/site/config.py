@@ -1,0 +1,141 @@
+"""A site's folder: what is in it, how it is made, and the lock that keeps a second agent out.
+
+::
+
+    site.toml        where things are (this file is the operator's; no secrets)
+    policy.toml      what the site accepts: everything else is refused
+    identity.pem     the site's Ed25519 private key, mode 0600, made here, never leaves
+    ledger.sqlite    the privacy ledger and the durable single-shot facts
+    agent.log        the site's own log: may name data problems, never leaves
+    agent.lock       held while an agent runs
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fedflow.crypto.identity import Identity
+from fedflow.errors import InputError, Refusal
+from fedflow.privacy.ledger import Ledger
+from fedflow.settings_file import load_toml
+from fedflow.site.policy import Policy, load_policy, template
+
+SITE_TEMPLATE = """\
+# A fedflow site. Relative paths are relative to this folder.
+label = "{label}"          # the name in rosters and in Prefect: lower-case letters, digits, dashes
+exchange = "{exchange}"    # the mailbox shared with the coordinator: a folder or an fsspec URL
+socket = "{socket}"        # where this site's Prefect worker finds the agent
+poll_seconds = 0.05        # how often the agent looks into the exchange
+"""
+
+
+class SiteSettings(BaseModel):
+    """``site.toml``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    label: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$", description="a plain name")
+    exchange: str = Field(min_length=1, description="a folder or an fsspec URL")
+    socket: str = Field(min_length=1, description="path of the agent's Unix socket")
+    poll_seconds: float = Field(gt=0, le=60, description="seconds between looks at the exchange")
+
+
+@dataclass(frozen=True)
+class SiteFolder:
+    """The parts of one site, opened."""
+
+    path: Path
+    settings: SiteSettings
+    policy: Policy
+    identity: Identity
+
+    @property
+    def socket(self) -> Path:
+        """The agent's socket."""
+        return self.path / self.settings.socket
+
+    @property
+    def exchange(self) -> str:
+        """The exchange's URL, with a relative folder taken from the site's folder."""
+        url = self.settings.exchange
+        return url if "://" in url else str(self.path / url)
+
+    def dataset(self, name: str) -> Path:
+        """The data file of a dataset in the policy."""
+        return self.path / self.policy.datasets[name].path
+
+    @property
+    def ledger_path(self) -> Path:
+        """The ledger's file."""
+        return self.path / "ledger.sqlite"
+
+    @property
+    def log_path(self) -> Path:
+        """The site's own log."""
+        return self.path / "agent.log"
+
+
+def init_site(
+    path: Path, *, label: str, exchange: str, socket: str = "agent.sock", policy: str | None = None
+) -> Identity:
+    """Make a site's folder: key, settings, policy, empty ledger. Refuses a folder already in use.
+
+    ``policy`` is the text of policy.toml; without it a commented template that accepts nothing yet.
+    """
+    if (path / "site.toml").exists() or (path / "identity.pem").exists():
+        raise Refusal(
+            "already-a-site", f"{path} already holds a site; choose another folder or remove it"
+        )
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path.chmod(0o700)
+    text = SITE_TEMPLATE.format(label=label, exchange=exchange, socket=socket)
+    (path / "site.toml").write_text(text)
+    try:
+        load_toml(path / "site.toml", SiteSettings)
+    except InputError:
+        (path / "site.toml").unlink()
+        raise
+    (path / "policy.toml").write_text(policy if policy is not None else template())
+    identity = Identity.generate()
+    identity.save(path / "identity.pem")
+    Ledger.create(path / "ledger.sqlite", identity, label).close()
+    return identity
+
+
+def open_site(path: Path) -> SiteFolder:
+    """Open a site's folder; InputError or Refusal naming what is missing or wrong."""
+    if not (path / "site.toml").is_file():
+        raise InputError(
+            "is not a site folder (it has no site.toml); make one with `fedflow site init`",
+            where=str(path),
+        )
+    settings = load_toml(path / "site.toml", SiteSettings)
+    if not (path / "policy.toml").is_file():
+        raise Refusal("no-policy", f"{path} has no policy.toml: without a policy all is refused")
+    policy = load_policy(path / "policy.toml")
+    return SiteFolder(path.resolve(), settings, policy, Identity.load(path / "identity.pem"))
+
+
+def lock_site(path: Path) -> IO[str]:
+    """Hold the folder for this process; Refusal naming the other agent when it is taken."""
+    file = open(path / "agent.lock", "a+")  # noqa: SIM115
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise Refusal(
+            "already-running",
+            f"another agent (process {holder}) already runs on {path}; stop it first",
+        ) from None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file

@@ -1,0 +1,53 @@
+"""What a refusal may say outside the site.
+
+A reason leaves the site signed (to the exchange) and through the worker (to Prefect). It must not
+quote data, so only refusals whose sentences are made of plan, policy and budget numbers pass as they
+are; every other error leaves as its code and a fixed sentence, and the details stay in the site's log.
+"""
+
+from __future__ import annotations
+
+from fedflow.errors import FedflowError, Violation
+
+#: Codes whose own sentence holds only public numbers and names.
+_AS_WRITTEN = frozenset(
+    {
+        "policy",
+        "budget-exhausted",
+        "budget-mismatch",
+        "order-expired",
+        "not-in-roster",
+        "unknown-authority",
+        "unknown-coordinator",
+        "unknown-workload",
+        "manifest-expired",
+        "manifest-mismatch",
+        "no-dataset",
+        "too-few-sites",
+        "replayed-order",
+        "job-over",
+    }
+)
+
+_FIXED = {
+    "bad-input": "the site's data cannot be used for this workload; its operator finds the cause in"
+    " the site's log",
+    "training-died": "local training ended without a result",
+    "training-failed": "local training failed; the cause is in the site's log",
+    "non-finite": "local training gave a value that is not finite; nothing was released",
+}
+
+MAX_REASON = 480
+
+
+def public_reason(error: BaseException) -> tuple[str, str]:
+    """The ``(code, sentence)`` of ``error`` that may leave the site."""
+    if not isinstance(error, FedflowError):
+        return "internal", f"unexpected {type(error).__name__} at the site; see the site's log"
+    if error.code in _FIXED:
+        return error.code, _FIXED[error.code]
+    if error.code in _AS_WRITTEN:
+        return error.code, " ".join(error.message.split())[:MAX_REASON]
+    if isinstance(error, Violation):
+        return error.code, "the site received something the protocol forbids; see the site's log"
+    return error.code, "the site refused; the cause is in the site's log"

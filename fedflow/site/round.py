@@ -1,0 +1,183 @@
+"""One order at a site: train while keys and shares travel, charge, then mask and send.
+
+The order of steps is the guarantee: the ledger entry and the exact bytes are durable before the
+masked vector leaves, and every durable fact is claimed before the message it permits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fedflow.crypto.csprng import Csprng
+from fedflow.crypto.identity import Identity
+from fedflow.errors import Refusal, Violation
+from fedflow.exchange import Exchange, layout
+from fedflow.exchange.base import get_blob
+from fedflow.privacy.ledger import Ledger, SqliteFacts
+from fedflow.secagg.client import SecAggClient
+from fedflow.secagg.context import RoundContext
+from fedflow.secagg.quantise import Quantiser, encode_integers
+from fedflow.site.admission import Admitted
+from fedflow.site.training_client import TrainingClient
+from fedflow.wire.messages import Kind, Order
+
+MAX_MODEL_BYTES = 1 << 30
+MAX_LEG_BYTES = 1 << 20
+#: A statistics coordinate never exceeds this in absolute value; 256 sites cannot overflow 2^31.
+STATISTICS_LIMIT = 1 << 22
+
+Progress = Callable[[int, str], Awaitable[None]]
+
+
+class Missed(Exception):  # noqa: N818  (an outcome, not an error)
+    """The round went on without this site, or ended. Says at which leg."""
+
+
+@dataclass(frozen=True)
+class SiteServices:
+    """What a round needs from its site."""
+
+    identity: Identity
+    exchange: Exchange
+    ledger: Ledger
+    facts: SqliteFacts
+    trainer: TrainingClient
+    poll_seconds: float
+
+
+async def fetch(
+    exchange: Exchange, key: str, *, until: float, poll: float, limit: int = MAX_LEG_BYTES
+) -> bytes:
+    """Wait for an object; Missed when it is not there at ``until`` (seconds since the epoch)."""
+    while True:
+        try:
+            data = exchange.get(key, limit)
+        except OSError:  # the exchange is down: that is only a delay
+            data = None
+        if data is not None:
+            return data
+        if time.time() >= until:
+            raise Missed(key)
+        await asyncio.sleep(poll)
+
+
+async def send(exchange: Exchange, key: str, payload: bytes, *, until: float, poll: float) -> None:
+    """Put an object, again and again the same bytes while the exchange is down."""
+    while True:
+        try:
+            exchange.put(key, payload)
+            return
+        except OSError:
+            if time.time() >= until:
+                raise Missed(key) from None
+            await asyncio.sleep(max(poll, 0.2))
+
+
+async def take_part(
+    services: SiteServices, job: Admitted, order: Order, data: Path, progress: Progress
+) -> None:
+    """Carry out one admitted order. Raises Missed, Refusal, Violation or TrainingFailed."""
+    kind, until = Kind(order.kind), order.deadline / 1000
+    exchange, poll, name = services.exchange, services.poll_seconds, job.manifest.job
+
+    async def down(leg: str, site: int | None, limit: int = MAX_LEG_BYTES) -> bytes:
+        key = layout.down(name, order.sequence, leg, site)
+        return await fetch(exchange, key, until=until, poll=poll, limit=limit)
+
+    async def up(leg: str, payload: bytes) -> None:
+        key = layout.up(name, order.sequence, leg, job.index)
+        await send(exchange, key, payload, until=until, poll=poll)
+
+    model = get_blob(exchange, layout.blob(name, order.model), order.model, MAX_MODEL_BYTES)
+    if model is None:
+        raise Missed("model")
+    client = _client(services, job, order)
+    await up("advert", client.advertise())
+    await progress(order.round, "training")
+    training = asyncio.ensure_future(
+        services.trainer.run(
+            kind.word,
+            workload=job.plan.plan.workload,
+            data=data,
+            plan=job.manifest.plan,
+            model=model,
+        )
+    )
+    try:
+        roster = await down("roster", None)
+        await up("shares", client.on_roster(roster))
+        client.on_delivery(await down("delivery", job.index))
+        words = _words(job, kind, await training)
+    finally:
+        if not training.done():
+            training.cancel()
+            await asyncio.gather(training, return_exceptions=True)
+
+    masked = client.mask(words)
+    services.ledger.reserve(
+        job.account(kind),
+        job.event(kind),
+        context=client.context,
+        job=name,
+        manifest=job.digest,
+        round=order.round,
+        attempt=order.attempt,
+        purpose=kind.word,
+        release=masked,
+    )
+    await up("masked", masked)
+    await progress(order.round, "masked")
+
+    survivors = await down("survivors", None)
+    await up("signed", client.on_survivors(survivors))
+    await up("unmask", client.on_consistency(await down("consistency", None)))
+    services.ledger.settle(client.context, len(client.survivors))
+    await progress(order.round, "done")
+
+
+def _client(services: SiteServices, job: Admitted, order: Order) -> SecAggClient:
+    context = RoundContext(
+        manifest_hash=job.digest,
+        order_hash=order.digest(),
+        round=order.round,
+        attempt=order.attempt,
+        kind=order.kind,
+        model_hash=order.model,
+        previous_transcript=order.previous,
+    )
+    return SecAggClient(
+        round_ctx=context.digest(),
+        index=job.index,
+        identity=services.identity,
+        roster=job.roster,
+        # From the plan this site admitted: its policy refused anything weaker than its own floor.
+        colluders=job.plan.cohort.colluders,
+        minimum=job.plan.cohort.minimum,
+        dimension=order.dimension,
+        facts=services.facts,
+        csprng=Csprng.from_os(),
+    )
+
+
+def _words(
+    job: Admitted, kind: Kind, vector: npt.NDArray[np.generic]
+) -> npt.NDArray[np.uint32]:
+    """The vector as ring elements: the update quantised, statistics as they are."""
+    if vector.shape != (job.dimension(kind),):
+        raise Violation("bad-shape", "local training gave a vector of another length")
+    if kind is Kind.EVALUATE:
+        return encode_integers(vector.astype(np.int64), STATISTICS_LIMIT)
+    if not np.isfinite(vector).all():
+        raise Refusal("non-finite", "local training gave a value that is not finite")
+    secure = job.plan.secure_aggregation
+    quantiser = Quantiser(
+        bits=secure.bits, value_range=secure.value_range, sites=len(job.manifest.roster)
+    )
+    return quantiser.encode(vector, Csprng.from_os())

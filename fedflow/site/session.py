@@ -1,0 +1,204 @@
+"""One job at a site, from manifest to end: admit, counter-sign, answer orders, leave.
+
+A session survives anything the coordinator or the exchange does: a bad order costs that order, a
+refusal is answered with a signed reason, and only the end of the job, the operator, cancellation or
+an exhausted budget ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from dataclasses import dataclass
+
+from fedflow.errors import FedflowError, Refusal, Violation
+from fedflow.exchange import layout
+from fedflow.privacy.accounting import choose_order
+from fedflow.site.admission import Admitted, admit_manifest, admit_order, peek_order
+from fedflow.site.config import SiteFolder
+from fedflow.site.reasons import public_reason
+from fedflow.site.round import Missed, Progress, SiteServices, fetch, send, take_part
+from fedflow.wire.messages import (
+    Countersignature,
+    Decline,
+    Hello,
+    JobEnd,
+    Kind,
+    Order,
+    labelled_hash,
+)
+from fedflow.wire.sealed import seal, unseal
+
+log = logging.getLogger("fedflow.site")
+
+#: How long to wait for a manifest that was announced but is not in the exchange yet (seconds).
+MANIFEST_SECONDS = 30.0
+MAX_MANIFEST_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class SessionEnd:
+    """How a session ended: ``completed``, ``refused``, ``cancelled`` or ``error``, and why."""
+
+    outcome: str
+    code: str = ""
+    reason: str = ""
+
+
+class Session:
+    """The site's part in one job."""
+
+    def __init__(
+        self,
+        site: SiteFolder,
+        services: SiteServices,
+        job: str,
+        manifest: bytes | None,
+        progress: Progress,
+    ) -> None:
+        self._site = site
+        self._services = services
+        self._job = job
+        self._manifest = manifest
+        self._progress = progress
+        # Claims of this start carry it: an order claimed by an earlier start reads as a replay.
+        self._start = secrets.token_bytes(32)
+
+    async def run(self) -> SessionEnd:
+        """Take part until the job ends; never raises but for cancellation."""
+        try:
+            admitted = await self._admit()
+            return await self._answer_orders(admitted)
+        except asyncio.CancelledError:
+            return SessionEnd("cancelled", "cancelled", "ended on request")
+        except Missed:
+            return SessionEnd("error", "no-manifest", "the job's manifest is not in the exchange")
+        except Exception as error:
+            log.exception("session of job %s ended", self._job)
+            code, reason = public_reason(error)
+            outcome = "refused" if isinstance(error, Refusal | Violation) else "error"
+            return SessionEnd(outcome, code, reason)
+
+    async def _admit(self) -> Admitted:
+        services = self._services
+        data = await fetch(
+            services.exchange,
+            layout.manifest(self._job),
+            until=time.time() + MANIFEST_SECONDS,
+            poll=services.poll_seconds,
+            limit=MAX_MANIFEST_BYTES,
+        )
+        admitted = admit_manifest(self._site, data, self._job, self._manifest)
+        for kind in Kind:
+            self._open_account(admitted, kind)
+            services.ledger.check(admitted.account(kind), admitted.event(kind))
+        # The data must be readable before the site promises anything.
+        await services.trainer.run(
+            "check",
+            workload=admitted.plan.plan.workload,
+            data=self._site.dataset(admitted.dataset),
+            plan=admitted.manifest.plan,
+        )
+        # Bound to one manifest per job id, durably: a second one under the same name is refused.
+        services.facts.claim("manifest", labelled_hash("job", self._job.encode()), admitted.digest)
+        until, poll = time.time() + MANIFEST_SECONDS, services.poll_seconds
+        identity, exchange = services.identity, services.exchange
+        bound = seal(identity, Countersignature(admitted.digest, admitted.index))
+        key = layout.countersign(self._job, admitted.index)
+        await send(exchange, key, bound, until=until, poll=poll)
+        hello = seal(identity, Hello(admitted.digest, admitted.index, self._start))
+        key = layout.hello(self._job, admitted.index, self._start)
+        await send(exchange, key, hello, until=until, poll=poll)
+        log.info("joined job %s as site %d", self._job, admitted.index)
+        return admitted
+
+    def _open_account(self, job: Admitted, kind: Kind) -> None:
+        """Make sure the ledger has the account that pays, with the budget the policy states.
+
+        The Rényi order is fixed from the first plan's public numbers, before any data are read.
+        """
+        dataset, ledger = self._site.policy.datasets[job.dataset], self._services.ledger
+        account = job.account(kind)
+        if account not in ledger.accounts():
+            ledger.open_account(
+                account,
+                epsilon=dataset.epsilon,
+                delta=dataset.delta,
+                order=choose_order(job.event(kind), dataset.epsilon, dataset.delta),
+                unit=dataset.unit,
+            )
+        status = ledger.account_status(account)
+        if (status.epsilon_budget, status.delta) != (dataset.epsilon, dataset.delta):
+            raise Refusal(
+                "budget-mismatch",
+                f"the ledger's budget for {account} is ε {status.epsilon_budget:g} at δ "
+                f"{status.delta:g}, the policy says ε {dataset.epsilon:g} at δ {dataset.delta:g}; a "
+                "budget is never rewritten, so the policy must match the ledger",
+            )
+
+    async def _answer_orders(self, job: Admitted) -> SessionEnd:
+        sequence = self._where_to_join()
+        while True:
+            data = await self._next(job, sequence)
+            if isinstance(data, SessionEnd):
+                return data
+            try:
+                order = admit_order(job, self._services.ledger, data, sequence)
+                slot = labelled_hash("slot", job.digest + sequence.to_bytes(4, "big"))
+                self._services.facts.claim("order", slot, order.digest() + self._start)
+                await self._progress(order.round, "admitted")
+                await take_part(
+                    self._services, job, order, self._site.dataset(job.dataset), self._progress
+                )
+            except Missed as missed:
+                log.warning("order %d went on without this site (%s)", sequence, missed)
+            except FedflowError as error:
+                log.exception("order %d: %s", sequence, error.code)
+                code, reason = public_reason(error)
+                await self._decline(job, data, sequence, code, reason)
+                if code == "budget-exhausted":
+                    return SessionEnd("refused", code, reason)
+            except OSError:
+                log.exception("order %d: the exchange or the disk failed", sequence)
+            sequence += 1
+
+    def _where_to_join(self) -> int:
+        """The newest order that is still open, else the one after it (1 in a fresh job)."""
+        names = [n for n in self._services.exchange.list(layout.rounds(self._job)) if n.isdigit()]
+        if not names:
+            return 1
+        newest = max(int(name) for name in names)
+        with contextlib.suppress(FedflowError, OSError):
+            data = self._services.exchange.get(layout.order(self._job, newest), 1 << 16)
+            if data is None or peek_order(data).deadline / 1000 > time.time():
+                return newest
+        return newest + 1
+
+    async def _next(self, job: Admitted, sequence: int) -> bytes | SessionEnd:
+        """The bytes of the next order, or how the job ended. An unreachable exchange is waited for."""
+        exchange = self._services.exchange
+        while time.time() <= job.manifest.not_after:
+            with contextlib.suppress(OSError, Violation):
+                data = exchange.get(layout.order(self._job, sequence), 1 << 16)
+                if data is not None:
+                    return data
+                end = exchange.get(layout.end(self._job), 1 << 16)
+                if end is not None:
+                    message = unseal(JobEnd, end, job.coordinator)
+                    if message.manifest == job.digest:
+                        log.info("job %s ended: %s", self._job, message.outcome)
+                        return SessionEnd("completed", message.outcome)
+            await asyncio.sleep(self._services.poll_seconds)
+        return SessionEnd("completed", "manifest-expired", "the job's time window is over")
+
+    async def _decline(
+        self, job: Admitted, data: bytes, sequence: int, code: str, reason: str
+    ) -> None:
+        with contextlib.suppress(Exception):
+            order: Order = peek_order(data)
+            answer = Decline(order.digest(), job.index, code, reason)
+            key = layout.up(self._job, sequence, "decline", job.index)
+            self._services.exchange.put(key, seal(self._services.identity, answer))

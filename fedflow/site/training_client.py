@@ -1,0 +1,131 @@
+"""The daemon's handle on its training process: one request at a time, cancellable."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedflow.errors import FedflowError, Refusal, Violation
+from fedflow.site.trainer import MAX_HEADER, MAX_PAYLOAD
+
+_DTYPES = {"float32": np.dtype("<f4"), "int64": np.dtype("<i8")}
+#: What the training process may see of the environment. No credential has a name in here.
+_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH")
+
+
+class TrainingFailed(FedflowError):
+    """The training process failed or died. The message is for the site's own log only."""
+
+
+class TrainingClient:
+    """Starts the training process when first needed and restarts it after it died.
+
+    ``log`` receives the process's standard error.
+    """
+
+    def __init__(self, log: IO[bytes] | Path) -> None:
+        self._log = log
+        self._process: asyncio.subprocess.Process | None = None
+        self._busy = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Start the process and wait until torch is loaded."""
+        async with self._busy:
+            await self._ensure()
+
+    async def _ensure(self) -> asyncio.subprocess.Process:
+        if self._process is not None and self._process.returncode is None:
+            return self._process
+        environment = {k: os.environ[k] for k in _ENVIRONMENT if k in os.environ}
+        environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        log = open(self._log, "ab") if isinstance(self._log, Path) else self._log  # noqa: SIM115
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "fedflow.site.trainer",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                env=environment,
+            )
+        finally:
+            if isinstance(self._log, Path):
+                log.close()
+        header, _ = await self._read(self._process)
+        if not header.get("ready"):
+            raise TrainingFailed("training-failed", "the training process did not start")
+        return self._process
+
+    async def run(
+        self, task: str, *, workload: str, data: Path, plan: bytes, model: bytes = b""
+    ) -> npt.NDArray[Any]:
+        """Carry out one request; returns float32 (train) or int64 (evaluate) of shape ``[d]``.
+
+        Raises Refusal when the data or request is unusable, TrainingFailed when the process failed.
+        Cancelling the call ends the process, and with it whatever it held.
+        """
+        header = {"task": task, "workload": workload, "data": str(data), "plan": plan.decode()}
+        async with self._busy:
+            process = await self._ensure()
+            try:
+                answer, payload = await self._ask(process, header, model)
+            except BaseException:
+                await self._kill()
+                raise
+        if answer.get("ok") is True:
+            dtype = _DTYPES.get(str(answer.get("dtype")))
+            if dtype is None or len(payload) % dtype.itemsize:
+                raise TrainingFailed("bad-frame", "the training process sent an unknown dtype")
+            return np.frombuffer(payload, dtype)
+        code, message = str(answer.get("code")), str(answer.get("message"))
+        if answer.get("family") == "refusal":
+            raise Refusal(code, message)
+        raise TrainingFailed(code, message)
+
+    async def _ask(
+        self, process: asyncio.subprocess.Process, header: dict[str, Any], model: bytes
+    ) -> tuple[dict[str, Any], bytes]:
+        if process.stdin is None:
+            raise TrainingFailed("training-failed", "the training process has no input")
+        text = json.dumps(header).encode()
+        process.stdin.write(len(text).to_bytes(4, "big") + text + len(model).to_bytes(8, "big"))
+        process.stdin.write(model)
+        await process.stdin.drain()
+        return await self._read(process)
+
+    @staticmethod
+    async def _read(process: asyncio.subprocess.Process) -> tuple[dict[str, Any], bytes]:
+        stream = process.stdout
+        if stream is None:
+            raise TrainingFailed("training-failed", "the training process has no output")
+        try:
+            size = int.from_bytes(await stream.readexactly(4), "big")
+            if size > MAX_HEADER:
+                raise Violation("bad-frame", "the training process sent a broken frame")
+            header = json.loads(await stream.readexactly(size))
+            size = int.from_bytes(await stream.readexactly(8), "big")
+            if size > MAX_PAYLOAD or not isinstance(header, dict):
+                raise Violation("bad-frame", "the training process sent a broken frame")
+            return header, await stream.readexactly(size)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            raise TrainingFailed("training-died", "the training process ended") from None
+
+    async def _kill(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.shield(self._process.wait())
+
+    async def close(self) -> None:
+        """End the process."""
+        await self._kill()

@@ -1,0 +1,1 @@
+"""Deployable Prefect flows. Each reads like a paragraph of the protocol."""
