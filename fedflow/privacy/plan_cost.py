@@ -1,0 +1,137 @@
+"""What a plan costs in privacy, before anyone has agreed to it.
+
+Two accounts per data set pay: "train" holds the training persons and "evaluate" the held-out ones.
+No person is in both, so a person is charged by one account only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fedflow.privacy.accounting import (
+    FixedOrderFilter,
+    best_order,
+    choose_order,
+    conversion,
+    epsilon_pld,
+    rdp_at,
+)
+from fedflow.privacy.events import ReleaseEvent
+
+if TYPE_CHECKING:
+    from fedflow.learning.plan import Plan
+
+MAX_ROWS = 100
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """Epsilon per account after ``round`` rounds (1 is the first).
+
+    ``*_epsilon`` is what a site's filter charges, ``*_epsilon_pld`` what the same releases cost
+    when the plan is fixed in advance and composed with privacy loss distributions.
+    """
+
+    round: int
+    train_epsilon: float
+    train_epsilon_pld: float
+    evaluate_epsilon: float
+    evaluate_epsilon_pld: float
+
+
+@dataclass(frozen=True)
+class PlanCost:
+    """The whole table, with the delta and Renyi orders it was computed at."""
+
+    delta: float
+    train_order: float
+    evaluate_order: float
+    rows: tuple[CostRow, ...]
+
+    @property
+    def total(self) -> CostRow:
+        """The row after the last round."""
+        return self.rows[-1]
+
+
+def training_event(plan: Plan) -> ReleaseEvent:
+    """What one training round releases at a site: ``local_steps`` sampled Gaussian steps.
+
+    The noise is the site's own and added before anything leaves it, so the price holds whatever
+    the other sites do.
+    """
+    return ReleaseEvent(
+        "poisson-gaussian",
+        float(plan.privacy.sample_rate),
+        float(plan.privacy.noise_multiplier),
+        plan.training.local_steps,
+        plan.privacy.unit,
+    )
+
+
+def evaluation_event(plan: Plan) -> ReleaseEvent:
+    """What one evaluation releases: one histogram, with the noise of the fewest honest sites.
+
+    Each site adds its share such that ``minimum - colluders`` shares reach the plan's noise; a sum
+    over more sites is noisier, so this is the worst case.
+    """
+    noise = float(plan.evaluation.noise_multiplier)
+    return ReleaseEvent("gaussian", 1.0, noise, 1, plan.privacy.unit)
+
+
+def is_evaluated(plan: Plan, number: int) -> bool:
+    """Whether the model is scored after round ``number`` (1 is the first): also after the last."""
+    return number % plan.evaluation.every == 0 or number == plan.plan.rounds
+
+
+def evaluations(plan: Plan, rounds: int) -> int:
+    """How many evaluations the first ``rounds`` rounds contain."""
+    last = rounds == plan.plan.rounds and rounds % plan.evaluation.every != 0
+    return rounds // plan.evaluation.every + last
+
+
+def plan_cost(plan: Plan, epsilon: float | None = None, delta: float | None = None) -> PlanCost:
+    """Cumulative epsilon of ``plan`` by round, at most 100 rows, the last round always among them.
+
+    With a site's budget ``epsilon`` the filter's order is the one that site commits to (Refusal
+    ``bad-budget`` when the budget pays for nothing); without, the one best for the whole plan.
+    ``delta`` is the plan's unless given.
+    """
+    delta = plan.privacy.delta if delta is None else delta
+    rounds = plan.plan.rounds
+    train, evaluate = training_event(plan), evaluation_event(plan)
+    if epsilon is None:
+        train_order = best_order(train.repeated(rounds), delta)
+        evaluate_order = best_order(evaluate.repeated(evaluations(plan, rounds)), delta)
+    else:
+        train_order = choose_order(train, epsilon, delta)
+        evaluate_order = choose_order(evaluate, epsilon, delta)
+    count = min(rounds, MAX_ROWS)
+    shown = sorted({round((i + 1) * rounds / count) for i in range(count)})
+    rows = []
+    for number in shown:
+        scored = evaluations(plan, number)
+        rows.append(
+            CostRow(
+                number,
+                _filter_epsilon(train, number, train_order, delta),
+                epsilon_pld([train.repeated(number)], delta),
+                _filter_epsilon(evaluate, scored, evaluate_order, delta),
+                epsilon_pld([evaluate.repeated(scored)] if scored else [], delta),
+            )
+        )
+    return PlanCost(delta, train_order, evaluate_order, tuple(rows))
+
+
+def rounds_within(event: ReleaseEvent, epsilon: float, delta: float) -> int:
+    """How many releases of ``event`` a fresh account with this budget pays for."""
+    order = choose_order(event, epsilon, delta)
+    bound = FixedOrderFilter(epsilon, delta, order)
+    return int(bound.capacity / rdp_at(event, order))
+
+
+def _filter_epsilon(event: ReleaseEvent, times: int, order: float, delta: float) -> float:
+    if times == 0:
+        return 0.0
+    return max(0.0, rdp_at(event, order) * times + conversion(order, delta))
