@@ -3,3 +3,7 @@
 The only room that imports Prefect. Importing it registers the worker type ``fedflow``, which is how
 the entry point ``prefect.collections`` makes it known. Prefect carries states and small names only.
 """
+
+from fedflow.orchestration.worker import FedflowWorker
+
+__all__ = ["FedflowWorker"]

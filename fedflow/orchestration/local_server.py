@@ -16,7 +16,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fedflow.errors import Misuse, Refusal
@@ -80,6 +80,35 @@ class LocalPrefectServer:
             "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
             **_QUIET,
         }
+
+    @contextlib.contextmanager
+    def connected(self) -> Iterator[None]:
+        """Within it, Prefect in this process talks to this server, and so do its children.
+
+        Changing ``os.environ`` alone is not enough: Prefect reads it once, when it is imported.
+        """
+        from prefect.settings import temporary_settings
+
+        wanted = self.environment()
+        before = {name: os.environ.get(name) for name in wanted}
+        os.environ.update(wanted)
+        try:
+            with temporary_settings(
+                {
+                    "home": self.home / "client",
+                    "api.url": self.api_url,
+                    "api.key": None,
+                    "server.ephemeral.enabled": False,
+                    "server.analytics_enabled": False,
+                    "results.persist_by_default": False,
+                }
+            ):
+                yield
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
 
     def start(self, progress: Progress | None = None, timeout: float = 90.0) -> LocalPrefectServer:
         """Start and wait until the API answers; calls ``progress(seconds waited)`` meanwhile.

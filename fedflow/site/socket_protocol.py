@@ -14,7 +14,7 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 from fedflow.errors import FedflowError, InputError, Misuse, Refusal, Violation
@@ -123,7 +123,7 @@ class SiteLink:
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
-    async def session(self, job: str, manifest: str) -> AsyncIterator[Reply]:
+    async def session(self, job: str, manifest: str) -> AsyncGenerator[Reply, None]:
         """Yield the session's replies up to and including its :class:`End`.
 
         Raises LinkLost when the daemon goes away first, Violation for a line outside the protocol.
