@@ -44,7 +44,8 @@ def promises(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             f"Anyone who sees the models and metrics, with any knowledge about one {unit}",
             f"Hardly more than without that {unit}'s records: {bound}.",
             f"Each {unit}'s gradient is clipped and Gaussian noise from a cryptographic generator "
-            "is added inside the site, before anything leaves. A signed ledger is written first.",
+            "is added inside the site, before anything leaves; scores carry noise that the honest "
+            "sites of every sum add together. A signed ledger entry is written first.",
         ),
         (
             "Someone who changes stored messages, ledgers or models afterwards",

@@ -1,26 +1,16 @@
-"""One self-contained HTML page: everything inlined, nothing loaded, nothing sent.
-
-A content security policy inside the page forbids every network access and every script but the two
-inlined ones, named by their SHA-256. A label that tries to be a script stays text.
-"""
+"""The HTML report of a job, and the shorter one of an audit alone."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from plotly.offline import get_plotlyjs
-
-from fedflow.report import sections
-from fedflow.report.markup import Html, join, tag, text
+from fedflow.report import closing, sections
+from fedflow.report.markup import Html, join, tag
+from fedflow.report.page import page, write_page
 from fedflow.report.plots import Figure, figures
-from fedflow.report.style import CSS
 
 TITLES = {
     "auc": (
@@ -37,19 +27,6 @@ TITLES = {
 }
 MINOR = {"epsilon", "bytes"}
 
-_DRAW = """
-(function(){
-  var figures = JSON.parse(document.getElementById('figures').textContent);
-  var options = {responsive: true, displaylogo: false, displayModeBar: false, showTips: false};
-  Object.keys(figures).forEach(function(name){
-    Plotly.newPlot('plot-' + name, figures[name].data, figures[name].layout, options);
-  });
-  window.addEventListener('beforeprint', function(){
-    Object.keys(figures).forEach(function(name){ Plotly.Plots.resize('plot-' + name); });
-  });
-})();
-"""
-
 
 def render_html(facts: Mapping[str, Any]) -> str:
     """The whole page as text. ``facts`` as in :class:`fedflow.report.facts.ReportFacts`."""
@@ -62,49 +39,23 @@ def render_html(facts: Mapping[str, Any]) -> str:
             sections.quality(facts),
             sections.budgets(facts),
             sections.rounds(facts),
-            sections.guaranteed(facts),
-            sections.audit(facts),
-            sections.details(facts),
-            tag(
-                "footer",
-                "Made by fedflow from the facts of this job. This page holds everything it shows "
-                "and opens no connection. Plots: plotly.js, MIT licence.",
-            ),
+            closing.guaranteed(facts),
+            closing.audit(facts.get("audit") or {}),
+            closing.details(facts),
         ]
     )
-    library, draw = get_plotlyjs(), _DRAW
-    policy = (
-        "default-src 'none'; connect-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; "
-        f"script-src {_source(library)} {_source(draw)}; base-uri 'none'; form-action 'none'"
-    )
-    title = text(facts.get("job", "job"))
-    return "\n".join(
-        [
-            "<!doctype html>",
-            '<html lang="en"><head><meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            '<meta name="referrer" content="no-referrer">',
-            f"<title>{title} · fedflow report</title>",
-            f"<style>{CSS}</style></head>",
-            f"<body><main>{body}</main>",
-            f'<script type="application/json" id="figures">{_json(made)}</script>',
-            f"<script>{library}</script>",
-            f"<script>{draw}</script>",
-            "</body></html>",
-            "",
-        ]
-    )
+    return page(f"{facts.get('job', 'job')} · fedflow report", body, made)
 
 
 def write_report(facts: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
-    """Write the page to ``path`` in one step (a reader never sees half of it); returns the path."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.part")
-    part.write_text(render_html(facts), encoding="utf-8")
-    part.replace(target)
-    return target
+    """Write :func:`render_html` to ``path`` in one step; returns the path."""
+    return write_page(render_html(facts), path)
+
+
+def write_audit(audit: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
+    """Write an audit alone (``AuditReport.as_dict()``) as a page; returns the path."""
+    body = join([closing.audit_heading(audit), closing.audit(audit)])
+    return write_page(page("fedflow audit", body), path)
 
 
 def _plots(made: Mapping[str, Figure]) -> Html:
@@ -118,23 +69,3 @@ def _plots(made: Mapping[str, Figure]) -> Html:
             )
         )
     return tag("div", *shown, cls="plots") if shown else Html("")
-
-
-def _json(value: object) -> str:
-    # "</script" or "<!--" inside a JSON string would end the element: no "<" survives
-    made = json.dumps(_finite(value), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return made.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _finite(value: Any) -> Any:
-    # a score that is not a number (one class only) is a gap in the plot
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    return [_finite(v) for v in value] if isinstance(value, list) else value
-
-
-def _source(script: str) -> str:
-    digest = hashlib.sha256(script.encode("utf-8")).digest()
-    return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"

@@ -7,7 +7,6 @@ from typing import Any
 
 from fedflow.report import words
 from fedflow.report.facts import Summary, labels, section, summarise
-from fedflow.report.guarantees import limits, promises
 from fedflow.report.markup import Html, join, meter, pill, table, tag
 
 OK, CROSS, DOT = Html("✓"), Html("✗"), Html("–")
@@ -274,78 +273,3 @@ def _presence(r: Mapping[str, Any], label: str) -> Html:
     if label in (r.get("sites") or ()):
         return tag("span", OK, cls="mark good")
     return DOT
-
-
-def guaranteed(facts: Mapping[str, Any]) -> Html:
-    """What is guaranteed against whom, and what is not."""
-    head = [("Who is looking", ""), ("What they can learn, at most", ""), ("Why", "")]
-    listed = tag("ul", *(tag("li", x) for x in limits()))
-    return join(
-        [
-            tag("h2", "What is guaranteed, against whom"),
-            table(head, promises(facts)),
-            tag("h3", "What is not"),
-            tag("div", listed, cls="note"),
-        ]
-    )
-
-
-def audit(facts: Mapping[str, Any]) -> Html:
-    """The audit's checks and findings; empty when no audit was run."""
-    report = facts.get("audit") or {}
-    checks, findings = report.get("checks") or (), report.get("findings") or ()
-    if not checks and not findings:
-        return Html("")
-    tone = {"error": "bad", "warning": "warn", "note": "good"}
-    parts = [
-        tag("h2", "Audit"),
-        tag(
-            "p",
-            "Recomputed from what the job left behind, without a server and without trusting "
-            "the coordinator: signatures, masks, sums, models, ledgers and ε.",
-            cls="note",
-        ),
-        table(
-            [("Check", ""), ("Items", "n"), ("Result", "")],
-            [
-                (
-                    c["name"],
-                    f"{c['count']:,}",
-                    pill("ok", "good") if c["ok"] else pill("failed", "bad"),
-                )
-                for c in checks
-            ],
-        ),
-    ]
-    if findings:
-        parts.append(
-            table(
-                [("Severity", ""), ("Finding", ""), ("Where", "")],
-                [
-                    (
-                        pill(f["severity"], tone.get(f["severity"], "warn")),
-                        f["sentence"],
-                        tag("code", f["where"]),
-                    )
-                    for f in findings
-                ],
-            )
-        )
-    return join(parts)
-
-
-def details(facts: Mapping[str, Any]) -> Html:
-    """The plan and the machine, for whoever wants to run it again."""
-    rows = []
-    for name, values in (facts.get("plan") or {}).items():
-        if isinstance(values, Mapping):
-            pairs = ",  ".join(f"{k} = {v}" for k, v in values.items())
-            rows.append((name, tag("code", pairs)))
-    machine = facts.get("machine") or {}
-    if machine:
-        rows.append(("machine", tag("code", ",  ".join(f"{k} = {v}" for k, v in machine.items()))))
-    if facts.get("folder"):
-        rows.append(("folder", tag("code", facts["folder"])))
-    if not rows:
-        return Html("")
-    return join([tag("h2", "Plan and machine"), table([("Section", ""), ("Values", "")], rows)])
