@@ -1,0 +1,91 @@
+"""What the federated private model is compared with, by one party that holds all the data.
+
+None of this is private and none of it runs in a federation. All use the plan's model, optimiser,
+learning rate, sampling and number of steps, and all are judged by the exact AUC on the held-out
+persons of all sites together. Every baseline is given its best round, chosen on those same persons:
+that flatters the baselines, never the model they are compared with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedflow.crypto.csprng import Csprng
+from fedflow.learning.dpsgd import train_plain
+from fedflow.learning.evaluation import exact_score
+from fedflow.learning.model_file import ModelSpec, flatten, unflatten
+from fedflow.learning.plan import Plan
+from fedflow.learning.strategy import apply
+from fedflow.learning.workload import PersonData, Persons, Workload, initial_model
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """Exact AUCs on the pooled holdout, without privacy."""
+
+    alone: dict[str, float]
+    pooled: float
+    federated: float
+
+    @property
+    def alone_mean(self) -> float:
+        """Mean over sites of each site training alone."""
+        return sum(self.alone.values()) / len(self.alone)
+
+
+def pooled_holdout(sites: Mapping[str, PersonData]) -> Persons:
+    """The held-out persons of all sites."""
+    return Persons.join([sites[label].holdout for label in sorted(sites)])
+
+
+def compute(
+    workload: Workload, sites: Mapping[str, PersonData], plan: Plan, csprng: Csprng
+) -> Baselines:
+    """All baselines. ``sites``: label -> data."""
+    test = pooled_holdout(sites)
+    return Baselines(
+        alone={label: alone(workload, sites[label], test, plan, csprng) for label in sorted(sites)},
+        pooled=pooled(workload, sites, plan, csprng),
+        federated=federated(workload, sites, plan, csprng),
+    )
+
+
+def alone(workload: Workload, data: PersonData, test: Persons, plan: Plan, csprng: Csprng) -> float:
+    """Best AUC on ``test`` of a model trained on one site's persons only."""
+    return _best(workload, [data], test, plan, csprng)
+
+
+def pooled(
+    workload: Workload, sites: Mapping[str, PersonData], plan: Plan, csprng: Csprng
+) -> float:
+    """Best AUC of a model trained on everybody's training persons in one place."""
+    test = pooled_holdout(sites)
+    train = Persons.join([sites[label].train for label in sorted(sites)])
+    return _best(workload, [PersonData(train, test)], test, plan, csprng)
+
+
+def federated(
+    workload: Workload, sites: Mapping[str, PersonData], plan: Plan, csprng: Csprng
+) -> float:
+    """Best AUC of federated averaging as planned, without clipping and noise."""
+    parts = [sites[label] for label in sorted(sites)]
+    return _best(workload, parts, pooled_holdout(sites), plan, csprng)
+
+
+def _best(
+    workload: Workload, parts: Sequence[PersonData], test: Persons, plan: Plan, csprng: Csprng
+) -> float:
+    arrays = initial_model(workload)
+    spec = ModelSpec.of(arrays)
+    vector, best = flatten(arrays), 0.0
+    for _ in range(plan.plan.rounds):
+        arrays = unflatten(vector, spec)
+        total = np.zeros(spec.dimension)
+        for part in parts:
+            total += train_plain(workload, part, arrays, plan, csprng)
+        vector = apply(vector, total, len(parts), plan)
+        best = max(best, exact_score(workload, test, unflatten(vector, spec)))
+    return best

@@ -1,0 +1,118 @@
+"""Scores the global model on held-out persons through a noised, summed histogram.
+
+Every site counts its held-out persons by label and score bin on an integer grid. A person carries
+the same total weight however many rows they have, shared equally by their rows. Each site adds its
+share of discrete Gaussian noise; only the sum over sites is ever opened, and AUC is computed from
+it. Shares are sized so that the honest sites of the smallest allowed sum together add the plan's
+noise: variance (noise_multiplier * GRID)^2 / (minimum - colluders) each. (Distributed
+discrete Gaussian: Kairouz, Liu and Steinke, ICML 2021.)
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedflow.crypto.csprng import Csprng
+from fedflow.errors import Misuse, Refusal
+from fedflow.learning.auc import binned_auc, exact_auc
+from fedflow.learning.model_file import Arrays
+from fedflow.learning.plan import Plan
+from fedflow.learning.workload import PersonData, Persons, Workload, model_with
+from fedflow.privacy.noise import discrete_gaussian
+
+#: Total weight of one person, in grid units: divisible by 1 to 6 rows. Adding or removing a person
+#: changes the histogram by exactly this much in L1, hence at most this much in L2.
+GRID = 960
+SENSITIVITY = float(GRID)
+#: Below this many grid units a sum of discrete Gaussians is no longer as good as one.
+SMALLEST_SHARE = 8.0
+
+
+def score_histogram(
+    workload: Workload, persons: Persons, arrays: Arrays, plan: Plan
+) -> NDArray[np.int64]:
+    """int64[2 * bins] in grid units: label 0's bins by ascending score, then label 1's.
+
+    Not private by itself; see :func:`noisy_histogram`.
+    """
+    bins = plan.evaluation.bins
+    low, high = workload.score_range
+    share = (_probabilities(workload, persons, arrays) - low) / (high - low)
+    at = np.clip(np.floor(share * bins), 0, bins - 1).astype(np.int64)
+    labels = (persons.y > 0.5).astype(np.int64)
+    weights = _row_weights(persons.mask)
+    out = np.zeros(2 * bins, np.int64)
+    np.add.at(out, (labels * bins + at)[persons.mask], weights[persons.mask])
+    return out
+
+
+def noisy_histogram(
+    workload: Workload, data: PersonData, arrays: Arrays, plan: Plan, csprng: Csprng
+) -> NDArray[np.int64]:
+    """:func:`score_histogram` of the held-out persons plus this site's share of noise, int64."""
+    histogram = score_histogram(workload, data.holdout, arrays, plan)
+    return histogram + discrete_gaussian(noise_share_stddev(plan), histogram.size, csprng)
+
+
+def noise_share_stddev(plan: Plan) -> float:
+    """Standard deviation, in grid units, of the noise each site adds per bin.
+
+    Refusal when it is too small for a sum of discrete Gaussians to behave like one.
+    """
+    honest = plan.cohort.minimum - plan.cohort.colluders
+    stddev = plan.evaluation.noise_multiplier * SENSITIVITY / math.sqrt(honest)
+    if stddev < SMALLEST_SHARE:
+        raise Refusal(
+            "noise-too-small",
+            f"evaluation.noise_multiplier {plan.evaluation.noise_multiplier:g} gives each site a"
+            f" share of {stddev:.3g} grid units, under {SMALLEST_SHARE:g}",
+        )
+    return stddev
+
+
+def auc_from_histogram(total: NDArray[np.int64], plan: Plan, sites: int) -> tuple[float, float]:
+    """AUC and its standard error from noise alone, from a sum over ``sites`` sites.
+
+    ``total`` int64[2 * bins]. The error is first order (each bin's noise variance through the
+    derivative of AUC); it says nothing of sampling error. (0.5, 0.5) when noise left no positive
+    weight in a class.
+    """
+    bins = plan.evaluation.bins
+    if total.shape != (2 * bins,) or sites < 1:
+        raise Misuse(f"expected a sum of {2 * bins} bins over at least one site")
+    negative, positive = total[:bins].astype(np.float64), total[bins:].astype(np.float64)
+    if negative.sum() <= 0 or positive.sum() <= 0:
+        return 0.5, 0.5
+    auc, by_positive, by_negative = binned_auc(positive, negative)
+    variance = noise_share_stddev(plan) ** 2 * sites
+    error = math.sqrt(variance * float(by_positive @ by_positive + by_negative @ by_negative))
+    return min(max(auc, 0.0), 1.0), min(error, 0.5)
+
+
+def exact_score(workload: Workload, persons: Persons, arrays: Arrays) -> float:
+    """Exact AUC over all rows, every person weighing the same. Not private: baselines only."""
+    mask = persons.mask
+    weights = (mask / np.maximum(mask.sum(axis=1, keepdims=True), 1))[mask]
+    scores = _probabilities(workload, persons, arrays)[mask]
+    return exact_auc(scores, persons.y[mask].astype(np.float64), weights)
+
+
+def _probabilities(workload: Workload, persons: Persons, arrays: Arrays) -> NDArray[np.float64]:
+    """Predicted probability of label 1, float64[P, R]; 0 where the score is not a number."""
+    model = model_with(workload, arrays).eval()
+    with torch.no_grad():
+        scores = model(torch.from_numpy(persons.x)).double()
+    out: NDArray[np.float64] = torch.nan_to_num(torch.sigmoid(scores), nan=0.0).numpy()
+    return out
+
+
+def _row_weights(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """int64[P, R] summing to GRID over each person's rows, as equally as integers allow."""
+    counts = np.maximum(mask.sum(axis=1, keepdims=True), 1)
+    rank = np.cumsum(mask, axis=1) - 1
+    weights = GRID // counts + (rank < GRID % counts)
+    return np.where(mask, weights, 0).astype(np.int64)
