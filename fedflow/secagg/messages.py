@@ -1,0 +1,243 @@
+"""The messages of secure aggregation, and exactly which bytes each signature covers.
+
+Signed parts have fixed-width fields, so concatenation is injective; each leg has its own label, and
+all but the first start from the context that binds round, model and cohort keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from fedflow.crypto.aead import TAG_SIZE
+from fedflow.crypto.agreement import SUITE_X25519
+from fedflow.crypto.shamir import SHARE_SIZE
+from fedflow.errors import Violation
+from fedflow.secagg.params import MAX_COHORT
+from fedflow.wire.codec import (
+    U16,
+    Bytes,
+    Bytes32,
+    Fixed,
+    ListOf,
+    Message,
+    Nested,
+    Signature,
+    UInt,
+)
+
+MAX_DIMENSION = 1 << 28
+SEALED_SIZE = 2 * SHARE_SIZE + TAG_SIZE
+MAX_PATH = 8  # levels of a tree over at most 255 ciphertexts
+
+ADVERT_LABEL = "secagg advert"
+SHARES_LABEL = "secagg shares"
+MASKED_LABEL = "secagg masked"
+SIGNED_LABEL = "secagg survivors"
+UNMASK_LABEL = "secagg unmask"
+
+SELF_MASK = 1
+PAIR_MASK = 2
+
+
+def ascending(indices: Iterable[int]) -> None:
+    """Violation unless site indices strictly ascend: one list has one encoding, no doubles."""
+    last = -1
+    for index in indices:
+        if index <= last:
+            raise Violation("not-ascending", "site indices are not distinct and ascending")
+        last = index
+
+
+def u16(value: int) -> bytes:
+    """Two bytes, big-endian."""
+    return value.to_bytes(2, "big")
+
+
+@dataclass(frozen=True, slots=True)
+class Advert(Message, type_id=21):
+    """Leg 0, site to server: two X25519 public keys for this round only."""
+
+    site: U16
+    suite: Annotated[int, UInt(1)]
+    mask_key: Bytes32
+    share_key: Bytes32
+    signature: Signature
+
+    def check(self) -> None:
+        """Only suite 1 is known."""
+        if self.suite != SUITE_X25519:
+            raise Violation("unknown-suite", f"key agreement suite {self.suite} is not supported")
+
+    @staticmethod
+    def signed(round_ctx: bytes, site: int, mask_key: bytes, share_key: bytes) -> bytes:
+        """The signed part; its context is the round, as the cohort is not known yet."""
+        return round_ctx + u16(site) + bytes((SUITE_X25519,)) + mask_key + share_key
+
+
+@dataclass(frozen=True, slots=True)
+class Roster(Message, type_id=22):
+    """Leg 1, server to all: the cohort U1, ascending."""
+
+    adverts: Annotated[tuple[Advert, ...], ListOf(Nested(Advert), MAX_COHORT)]
+
+    def check(self) -> None:
+        """Distinct and ascending."""
+        ascending(advert.site for advert in self.adverts)
+
+
+@dataclass(frozen=True, slots=True)
+class SealedShare(Message, type_id=23):
+    """One recipient's encrypted pair of shares."""
+
+    recipient: U16
+    sealed: Annotated[bytes, Fixed(SEALED_SIZE)]
+
+    def leaf(self) -> bytes:
+        """What the dealer's Merkle tree holds for this recipient."""
+        return u16(self.recipient) + self.sealed
+
+
+@dataclass(frozen=True, slots=True)
+class Dealing(Message, type_id=24):
+    """A dealer's public statement: commitment to its seed, root over its encrypted shares."""
+
+    site: U16
+    commitment: Bytes32
+    root: Bytes32
+    signature: Signature
+
+    @staticmethod
+    def signed(context: bytes, site: int, commitment: bytes, root: bytes) -> bytes:
+        """The signed part."""
+        return context + u16(site) + commitment + root
+
+
+@dataclass(frozen=True, slots=True)
+class Shares(Message, type_id=25):
+    """Leg 1, site to server: the dealing and one encrypted share for every other cohort site."""
+
+    dealing: Annotated[Dealing, Nested(Dealing)]
+    shares: Annotated[tuple[SealedShare, ...], ListOf(Nested(SealedShare), MAX_COHORT)]
+
+    @property
+    def site(self) -> int:
+        """The dealer."""
+        return self.dealing.site
+
+    def check(self) -> None:
+        """Recipients are distinct, ascending and not the dealer."""
+        ascending(share.recipient for share in self.shares)
+        if any(share.recipient == self.site for share in self.shares):
+            raise Violation("bad-recipients", "a dealer sealed a share for itself")
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered(Message, type_id=26):
+    """One dealer's share for the recipient of a Delivery, with proof that the dealer signed it."""
+
+    dealing: Annotated[Dealing, Nested(Dealing)]
+    sealed: Annotated[bytes, Fixed(SEALED_SIZE)]
+    path: Annotated[tuple[bytes, ...], ListOf(Fixed(32), MAX_PATH)]
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery(Message, type_id=27):
+    """Leg 2, server to one site: everyone else's shares for it. Dealers and recipient are U2."""
+
+    recipient: U16
+    items: Annotated[tuple[Delivered, ...], ListOf(Nested(Delivered), MAX_COHORT)]
+
+    def check(self) -> None:
+        """Dealers are distinct, ascending and not the recipient."""
+        ascending(item.dealing.site for item in self.items)
+        if any(item.dealing.site == self.recipient for item in self.items):
+            raise Violation("bad-dealers", "a site was delivered a share of its own")
+
+
+@dataclass(frozen=True, slots=True)
+class Masked(Message, type_id=28):
+    """Leg 2, site to server: the masked vector, little-endian uint32."""
+
+    site: U16
+    delivered: Bytes32
+    vector: Annotated[bytes, Bytes(4 * MAX_DIMENSION)] = field(repr=False)
+    signature: Signature
+
+    @staticmethod
+    def signed(context: bytes, site: int, delivered: bytes, digest: bytes) -> bytes:
+        """The signed part; ``digest`` is :func:`vector_hash` of the masked vector."""
+        return context + u16(site) + delivered + digest
+
+
+@dataclass(frozen=True, slots=True)
+class Survivors(Message, type_id=29):
+    """Leg 3, server to all: U3 as a bitmap over the cohort."""
+
+    bitmap: Annotated[bytes, Bytes(MAX_COHORT // 8)]
+
+
+@dataclass(frozen=True, slots=True)
+class Signed(Message, type_id=30):
+    """Leg 3, site to server: its one signature on (U2, U3)."""
+
+    site: U16
+    signature: Signature
+
+    @staticmethod
+    def signed(context: bytes, delivered: bytes, survivors: bytes) -> bytes:
+        """The signed part: hashes of U2 and U3, the same for every site."""
+        return context + delivered + survivors
+
+
+@dataclass(frozen=True, slots=True)
+class Consistency(Message, type_id=31):
+    """Leg 4, server to all: the signatures of survivors on one survivor set."""
+
+    signatures: Annotated[tuple[Signed, ...], ListOf(Nested(Signed), MAX_COHORT)]
+
+    def check(self) -> None:
+        """Signers are distinct and ascending."""
+        ascending(signed.site for signed in self.signatures)
+
+
+@dataclass(frozen=True, slots=True)
+class Reveal(Message, type_id=32):
+    """One share about one site: of its seed, or of its mask key. The type has no room for both."""
+
+    site: U16
+    kind: Annotated[int, UInt(1)]
+    share: Annotated[bytes, Fixed(SHARE_SIZE)] = field(repr=False)
+
+    def check(self) -> None:
+        """The kind is a known one."""
+        if self.kind not in (SELF_MASK, PAIR_MASK):
+            raise Violation("bad-reveal", "a revealed share is of an unknown kind")
+
+
+@dataclass(frozen=True, slots=True)
+class Unmask(Message, type_id=33):
+    """Leg 4, site to server: one share per site of U2."""
+
+    site: U16
+    reveals: Annotated[tuple[Reveal, ...], ListOf(Nested(Reveal), MAX_COHORT)]
+    signature: Signature
+
+    def check(self) -> None:
+        """Sites are distinct and ascending: nobody appears as alive and as dropped."""
+        ascending(reveal.site for reveal in self.reveals)
+
+    @staticmethod
+    def signed(context: bytes, site: int, survivors: bytes, reveals: Iterable[Reveal]) -> bytes:
+        """The signed part."""
+        digest = hashlib.sha256(b"".join(reveal.encode() for reveal in reveals)).digest()
+        return context + u16(site) + survivors + digest
+
+
+def vector_hash(vector: bytes | memoryview) -> bytes:
+    """32-byte hash of a vector's little-endian uint32 bytes, masked or summed."""
+    digest = hashlib.sha256(b"fedflow/1 vector\0")
+    digest.update(vector)
+    return digest.digest()
