@@ -96,12 +96,16 @@ def _inverses(values: Sequence[int]) -> list[int]:
 class Recovery:
     """Reconstructs many secrets from the same responders and remembers who sent wrong shares.
 
-    ``suspects`` collects x-coordinates whose share did not lie on the polynomial of a secret that
-    matched its commitment. The fault is the responder's or the dealer's: both handled the share.
+    ``suspects`` collects x-coordinates whose share does not lie on the dealer's polynomial. The
+    fault is the responder's or the dealer's: both handled the share. Up to ``colluders``
+    responders whose errors cancel could make a wrong polynomial give the right secret, so nobody
+    is named unless ``threshold + colluders - 1`` shares agree: with the secret itself, that leaves
+    ``threshold`` honest points, which fix the polynomial.
     """
 
-    def __init__(self, threshold: int, csprng: Csprng) -> None:
+    def __init__(self, threshold: int, colluders: int, csprng: Csprng) -> None:
         self._threshold = threshold
+        self._agreeing = threshold + colluders - 1
         self._csprng = csprng
         self._cached: tuple[tuple[int, ...], Interpolator] | None = None
         self.suspects: set[int] = set()
@@ -141,7 +145,10 @@ class Recovery:
 
     def _accuse(self, shares: Mapping[int, int], good: tuple[int, ...], secret: bytes) -> None:
         # A share is right exactly when it can stand in for a good one without changing the secret.
+        wrong = set()
         for x in set(shares) - set(good):
             points = (*good[1:], x)
             if Interpolator(points).secret([shares[p] for p in points]) != secret:
-                self.suspects.add(x)
+                wrong.add(x)
+        if len(shares) - len(wrong) >= self._agreeing:
+            self.suspects |= wrong

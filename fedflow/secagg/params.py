@@ -29,6 +29,7 @@ class Thresholds:
     """
 
     cohort: int
+    colluders: int
     shares: int
     signatures: int
     survivors: int
@@ -59,7 +60,7 @@ class Thresholds:
                 f"with {colluders} of {n} sites colluding, a sum could hold one honest site only;"
                 f" at most {n - 2} can be tolerated",
             )
-        return cls(n, shares, survivors, survivors, survivors - colluders)
+        return cls(n, colluders, shares, survivors, survivors, survivors - colluders)
 
     @property
     def dropouts(self) -> int:

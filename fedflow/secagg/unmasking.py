@@ -39,8 +39,8 @@ def recover_secrets(
 ) -> tuple[dict[int, bytes], set[int]]:
     """Every site's secret from the answers (already shape-checked), each against its commitment.
 
-    Wrong shares are left out by trying other subsets; the second value is the sites that sent or
-    dealt one. Aborted ``unrecoverable``, naming the site, when no subset gives the secret.
+    Wrong shares are left out by trying other subsets; the second value is the sites whose share
+    was wrong, as sent by them or as dealt to them. Aborted ``unrecoverable``, naming the site, when no subset gives the secret.
     """
     shares: dict[int, dict[int, int]] = {site: {} for site, _ in kinds}
     suspects: set[int] = set()
@@ -50,7 +50,7 @@ def recover_secrets(
                 shares[reveal.site][responder + 1] = parse_share(reveal.share)
             except Violation:
                 suspects.add(responder)
-    recovery = Recovery(cohort.thresholds.shares, csprng)
+    recovery = Recovery(cohort.thresholds.shares, cohort.thresholds.colluders, csprng)
     secrets: dict[int, bytes] = {}
     for site, kind in kinds:
         commitment = commitments[site]

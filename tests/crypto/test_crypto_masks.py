@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import ECB
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedflow.crypto.masks import CHUNK_WORDS, MAX_WORDS, add_masks
+from fedflow.errors import Misuse
+
+KEYS = [bytes([i]) * 32 for i in range(1, 4)]
+
+
+def expand(key: bytes, words: int, start: int = 0) -> np.ndarray:
+    """The mask by its definition: the block cipher on counters, one block at a time."""
+    block = Cipher(AES(key), ECB()).encryptor()
+    blocks = range(start // 4, start // 4 + -(-words // 4))
+    stream = b"".join(block.update(i.to_bytes(16, "big")) for i in blocks)
+    return np.frombuffer(stream, "<u4")[:words]
+
+
+@pytest.mark.parametrize("words", [0, 1, 3, 4, 5, 1000, CHUNK_WORDS, CHUNK_WORDS + 1])
+def test_masks_are_the_cipher_on_counters(words):
+    vector = np.full(words, 7, np.uint32)
+    add_masks(vector, KEYS, [1, -1, 1])
+    a, b, c = (expand(key, words) for key in KEYS)
+    assert np.array_equal(vector, 7 + a - b + c)
+
+
+@given(st.integers(0, 50), st.integers(1, 3 * CHUNK_WORDS), st.integers(1, 5))
+@settings(max_examples=25, deadline=None)
+def test_parts_and_threads_give_the_same_masks(block, words, threads):
+    whole = np.zeros(4 * block + words, np.uint32)
+    add_masks(whole, KEYS, [1, 1, -1])
+    part = np.zeros(words, np.uint32)
+    add_masks(part, KEYS, [1, 1, -1], start=4 * block, threads=threads)
+    assert np.array_equal(part, whole[4 * block :])
+
+
+def test_adding_and_subtracting_cancels():
+    vector = np.arange(100_000, dtype=np.uint32)
+    add_masks(vector, KEYS, [1, 1, 1], threads=2)
+    assert not np.array_equal(vector, np.arange(100_000))
+    add_masks(vector, KEYS[::-1], [-1, -1, -1])
+    assert np.array_equal(vector, np.arange(100_000))
+
+
+@pytest.mark.parametrize(
+    ("vector", "signs", "start"),
+    [
+        (np.zeros(8, np.int32), [1, 1, 1], 0),
+        (np.zeros(8, np.float32), [1, 1, 1], 0),
+        (np.zeros((2, 4), np.uint32), [1, 1, 1], 0),
+        (np.zeros(16, np.uint32)[::2], [1, 1, 1], 0),
+        (np.zeros(8, np.uint32), [1, 1], 0),
+        (np.zeros(8, np.uint32), [1, 0, 1], 0),
+        (np.zeros(8, np.uint32), [1, 1, 1], 2),
+        (np.zeros(8, np.uint32), [1, 1, 1], -4),
+        (np.zeros(8, np.uint32), [1, 1, 1], MAX_WORDS - 4),
+    ],
+)
+def test_anything_else_is_misuse_and_leaves_the_vector_alone(vector, signs, start):
+    with pytest.raises(Misuse):
+        add_masks(vector, KEYS, signs, start=start)
+    assert not vector.any()
