@@ -73,18 +73,24 @@ def epsilon_rdp(events: Sequence[ReleaseEvent], delta: float) -> float:
     """Epsilon of ``events`` if they had been fixed in advance, by Renyi accounting; 0 for none."""
     if not events:
         return 0.0
-    accountant = RdpAccountant(list(ORDERS), _RELATION)
-    for event in merged(list(events)):
-        accountant.compose(event.to_dp_event())
-    return float(accountant.get_epsilon(delta))
+    joined = merged(list(events))
+
+    def at(order: float) -> float:
+        return math.fsum(rdp_at(event, order) for event in joined) + conversion(order, delta)
+
+    return max(0.0, min(at(order) for order in ORDERS))
 
 
 def epsilon_pld(events: Sequence[ReleaseEvent], delta: float) -> float:
     """Epsilon of ``events`` if they had been fixed in advance, by privacy loss distributions.
 
     An upper bound (losses are rounded up to a grid of 1e-3); 0 for no events. Independent of
-    :func:`rdp_at`, so it also serves as the auditor's second opinion.
+    :func:`rdp_at`, so it also serves as the auditor's second opinion. Beyond epsilon 30 it is the
+    Renyi figure: the grid grows with the loss, and so little is protected that it matters no more.
     """
+    coarse = epsilon_rdp(events, delta)
+    if coarse > 30.0:
+        return coarse
     return _pld(tuple(sorted(merged(list(events)), key=ReleaseEvent.canonical)), delta)
 
 

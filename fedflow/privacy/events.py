@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +21,8 @@ KINDS = ("poisson-gaussian", "gaussian")
 UNITS = ("person",)
 ADJACENCIES = ("zero-out",)
 MAX_EVENT_BYTES = 512
+NOISE_RANGE = (1e-3, 1e9)
+"""Beyond it accountants overflow; below it nothing is protected, above it nothing is learnt."""
 _FIELDS = ("kind", "sample_rate", "noise_multiplier", "steps", "unit", "adjacency")
 
 
@@ -108,8 +109,8 @@ def _problem(event: ReleaseEvent) -> str:
     if event.kind == "gaussian" and event.sample_rate != 1.0:
         return "kind gaussian does not sample, its sample_rate is 1.0"
     noise = event.noise_multiplier
-    if type(noise) is not float or not (math.isfinite(noise) and noise > 0.0):
-        return f"noise_multiplier {noise!r} is not a finite number above 0"
+    if type(noise) is not float or not NOISE_RANGE[0] <= noise <= NOISE_RANGE[1]:
+        return f"noise_multiplier {noise!r} is not a number from {NOISE_RANGE[0]} to 1e9"
     if type(event.steps) is not int or not 1 <= event.steps < 1 << 40:
         return f"steps {event.steps!r} is not a whole number of at least 1"
     return ""

@@ -47,7 +47,11 @@ class SqliteFacts:
     def intact(db: sqlite3.Connection) -> bool:
         """Whether every stored fact still is what was claimed (a check against decay, not lies)."""
         rows = db.execute("SELECT kind, context, value, digest FROM facts")
-        return all(_digest(kind, ctx, value) == digest for kind, ctx, value, digest in rows)
+        return all(
+            [type(column) for column in row] == [str, bytes, bytes, bytes]
+            and _digest(*row[:3]) == row[3]
+            for row in rows
+        )
 
 
 def _digest(kind: str, ctx: bytes, value: bytes) -> bytes:

@@ -87,7 +87,7 @@ class Journal:
     def stored_release(self, db: sqlite3.Connection, paid: Reserved) -> bytes:
         """The bytes that ``paid`` paid for, checked against its hash."""
         row = db.execute("SELECT bytes FROM releases WHERE context = ?", (paid.context,)).fetchone()
-        if row is None or hashlib.sha256(row[0]).digest() != paid.release_hash:
+        if row is None or hashlib.sha256(_blob(row[0])).digest() != paid.release_hash:
             raise self._damaged(paid.seq, "the release it paid for is missing or changed")
         return bytes(row[0])
 
@@ -96,13 +96,13 @@ class Journal:
         last = len(self.chain.entries) - 1
         if last >= 0:
             row = db.execute("SELECT signed FROM entries WHERE seq = ?", (last,)).fetchone()
-            if row is None or entry_hash(row[0]) != self.chain.head:
+            if row is None or entry_hash(_blob(row[0])) != self.chain.head:
                 raise self._damaged(last, "it was there before and is not there now")
         for seq, signed in db.execute(
             "SELECT seq, signed FROM entries WHERE seq NOT BETWEEN 0 AND ? ORDER BY seq", (last,)
         ):
             try:
-                entry = self.chain.add(signed)
+                entry = self.chain.add(_blob(signed))
             except FedflowError as err:
                 raise self._damaged(seq, err.message) from None
             if entry.seq != seq:
@@ -116,3 +116,8 @@ class Journal:
 
     def _unusable(self, why: str) -> InputError:
         return InputError(why, where=str(self.store.path))
+
+
+def _blob(value: object) -> bytes:
+    """A stored value as bytes: damage to a row can change the type SQLite takes it for."""
+    return value if isinstance(value, bytes) else b""

@@ -22,7 +22,7 @@ from fedflow.privacy.events import ReleaseEvent
 if TYPE_CHECKING:
     from fedflow.learning.plan import Plan
 
-MAX_ROWS = 100
+MAX_ROWS = 50
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def evaluations(plan: Plan, rounds: int) -> int:
 
 
 def plan_cost(plan: Plan, epsilon: float | None = None, delta: float | None = None) -> PlanCost:
-    """Cumulative epsilon of ``plan`` by round, at most 100 rows, the last round always among them.
+    """Cumulative epsilon of ``plan`` by round, at most 50 rows, the last round always among them.
 
     With a site's budget ``epsilon`` the filter's order is the one that site commits to (Refusal
     ``bad-budget`` when the budget pays for nothing); without, the one best for the whole plan.

@@ -35,6 +35,9 @@ CREATE TABLE owner (one INTEGER PRIMARY KEY CHECK (one = 1), key BLOB NOT NULL, 
     for table in ("entries", "releases", "facts", "owner")
     for verb in ("UPDATE", "DELETE")
 )
+# A damaged file can make SQLite quote bytes that Python cannot read as text.
+_UNREADABLE = (sqlite3.Error, UnicodeDecodeError)
+_DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
 
 
 class Store:
@@ -98,8 +101,8 @@ class Store:
             if writable:
                 connection.execute("PRAGMA journal_mode = DELETE")
                 connection.execute("PRAGMA synchronous = EXTRA")
-        except sqlite3.Error as err:
-            raise InputError(f"cannot be opened as a ledger: {err}", where=str(path)) from None
+        except _UNREADABLE as err:
+            raise InputError(f"is not a ledger or is damaged: {err}", where=str(path)) from None
         return cls(path, connection, writable)
 
     @contextlib.contextmanager
@@ -120,7 +123,7 @@ class Store:
                     if self.connection.in_transaction:
                         self.connection.execute("ROLLBACK")
                     raise
-            except sqlite3.Error as err:
+            except _UNREADABLE as err:
                 raise self._refusal(err) from None
 
     @contextlib.contextmanager
@@ -134,7 +137,7 @@ class Store:
                 finally:
                     if self.connection.in_transaction:
                         self.connection.execute("ROLLBACK")
-            except sqlite3.Error as err:
+            except _UNREADABLE as err:
                 raise self._refusal(err) from None
 
     def label(self) -> str:
@@ -148,9 +151,9 @@ class Store:
         with self._lock:
             self.connection.close()
 
-    def _refusal(self, err: sqlite3.Error) -> Refusal:
+    def _refusal(self, err: Exception) -> Refusal:
         name = getattr(err, "sqlite_errorname", None) or ""
-        if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+        if name.startswith(_DAMAGED) or isinstance(err, UnicodeDecodeError):
             return InputError("is not a ledger or is damaged", where=str(self.path))
         reason = {
             "SQLITE_FULL": "the disk is full",

@@ -157,6 +157,12 @@ def test_the_filter_charges_at_least_what_the_second_accountant_finds(
         assert charged >= epsilon_pld(released, DELTA) - 1e-3
 
 
+def test_hopeless_events_are_priced_without_a_huge_grid() -> None:
+    hopeless = ReleaseEvent("poisson-gaussian", 0.9, 1e-3, 1 << 39)
+    assert epsilon_pld([hopeless], DELTA) > 1e9
+    assert rdp_at(hopeless, 6.1) > 1e9
+
+
 def test_the_filter_is_closed_against_odd_numbers() -> None:
     bound = FixedOrderFilter(3.0, DELTA, 6.1)
     for rho in (math.nan, math.inf, 0.0, -1.0):
@@ -212,6 +218,8 @@ def changed(**fields: object) -> str:
         changed(kind="gaussian"),
         changed(noise_multiplier=0.0),
         changed(noise_multiplier=-1.0),
+        changed(noise_multiplier=1e-200),
+        changed(noise_multiplier=1e200),
         changed(noise_multiplier=float("nan")),
         changed(noise_multiplier=float("inf")),
         changed(noise_multiplier="1.0"),
