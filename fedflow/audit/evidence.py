@@ -1,0 +1,119 @@
+"""Reading a job's objects: what the exchange of an audited folder holds, one kind per function."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedflow.audit.findings import Recorder
+from fedflow.audit.roster import PinnedRoster
+from fedflow.errors import InputError, Violation
+from fedflow.exchange import Exchange, layout, open_exchange
+from fedflow.exchange.base import get_blob
+from fedflow.learning.plan import Plan
+from fedflow.secagg.transcript import Transcript
+from fedflow.wire.messages import Kind, Manifest, Order
+from fedflow.wire.sealed import unseal
+
+MAX_SMALL = 1 << 20
+MAX_TRANSCRIPT = 1 << 21
+MAX_MODEL_BYTES = 1 << 30
+
+
+@dataclass
+class RoundEvidence:
+    """One order and what came of it. ``context`` and ``transcript`` only when it was completed.
+
+    ``masked`` holds every masked message found in a site's place, ``digests`` their SHA-256, and
+    ``signed`` the sites that provably made theirs: anybody may write into an exchange.
+    """
+
+    order: Order
+    where: str
+    transcript: Transcript | None = None
+    context: bytes | None = None
+    survivors: tuple[int, ...] = ()
+    masked: dict[int, bytes] = field(default_factory=dict)
+    digests: dict[int, bytes] = field(default_factory=dict)
+    signed: set[int] = field(default_factory=set)
+
+    @property
+    def purpose(self) -> str:
+        """``train`` or ``evaluate``."""
+        return Kind(self.order.kind).word
+
+
+@dataclass
+class JobEvidence:
+    """A job whose manifest verified, with the rounds found so far."""
+
+    manifest: Manifest
+    digest: bytes
+    plan: Plan
+    rounds: list[RoundEvidence] = field(default_factory=list)
+    bound: set[int] = field(default_factory=set)
+
+    @property
+    def id(self) -> str:
+        """The job id."""
+        return self.manifest.job
+
+
+def open_folder(folder: Path) -> Exchange:
+    """The exchange of an audited folder, without creating anything; InputError when absent."""
+    root = folder / "exchange"
+    if not (root / "jobs").is_dir():
+        raise InputError(
+            "there is no exchange/jobs below it", where=str(folder), allowed="a folder a job left"
+        )
+    return open_exchange(str(root))
+
+
+def need(exchange: Exchange, key: str, limit: int) -> bytes:
+    """An object that must be there; Violation ``missing`` when it is not."""
+    data = exchange.get(key, limit)
+    if data is None:
+        raise Violation("missing", f"{key} is not in the exchange")
+    return data
+
+
+def need_model(exchange: Exchange, job: str, digest: bytes) -> bytes:
+    """A model file that must be there, with the digest in its name."""
+    data = get_blob(exchange, layout.blob(job, digest), digest, MAX_MODEL_BYTES)
+    if data is None:
+        raise Violation("missing", f"the model {digest.hex()[:12]} is not in the exchange")
+    return data
+
+
+def read_manifest(
+    exchange: Exchange, job: str, roster: PinnedRoster, recorder: Recorder
+) -> JobEvidence | None:
+    """The job's manifest: signed by the pinned authority, naming the pinned parties only."""
+    with recorder.examining("manifest", layout.manifest(job)):
+        data = need(exchange, layout.manifest(job), MAX_SMALL)
+        manifest = unseal(Manifest, data, roster.authority)
+        if manifest.job != job:
+            raise Violation("manifest-mismatch", f"it is the manifest of job {manifest.job}")
+        if manifest.coordinator != roster.coordinator.raw:
+            raise Violation("unknown-coordinator", "it names a coordinator that is not pinned")
+        for entry in manifest.roster:
+            key = roster.keys.get(entry.index)
+            if (
+                key is None
+                or key.raw != entry.public_key
+                or roster.labels[entry.index] != entry.label
+            ):
+                raise Violation("unknown-site", f"its site {entry.label} is not the pinned one")
+        plan = Plan.from_canonical(manifest.plan)
+        if (manifest.colluders, manifest.minimum) != (plan.cohort.colluders, plan.cohort.minimum):
+            raise Violation("bad-manifest", "manifest and plan disagree about the cohort")
+        return JobEvidence(manifest, manifest.digest(), plan)
+    return None
+
+
+def site_number(name: str, job: JobEvidence) -> int:
+    """The site index a file is named after; Violation when it is not in the job's roster."""
+    number = int(name) if name.isascii() and name.isdigit() and str(int(name)) == name else -1
+    if number not in {entry.index for entry in job.manifest.roster}:
+        raise Violation("unknown-site", f"{name} is not a site of this job")
+    return number

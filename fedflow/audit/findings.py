@@ -1,0 +1,132 @@
+"""What an audit says: findings for people, checks with counts, and one verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from fedflow.errors import FedflowError
+
+Severity = Literal["error", "warning", "note"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One observation. Only an ``error`` means that a promise is broken or cannot be verified."""
+
+    severity: Severity
+    code: str
+    sentence: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """One kind of check: how many items were examined and whether all of them passed."""
+
+    name: str
+    count: int
+    ok: bool
+
+
+@dataclass(frozen=True)
+class EpsilonRow:
+    """One account of one site: the filter's guarantee, two recomputations and the budget."""
+
+    site: str
+    account: str
+    budget: float
+    delta: float
+    filtered: float
+    rdp: float
+    pld: float
+    releases: int
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """The result. ``ok`` is true only when every check ran and no finding is an error."""
+
+    findings: tuple[Finding, ...]
+    checks: tuple[Check, ...]
+    epsilons: tuple[EpsilonRow, ...]
+    ok: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON and for the report room."""
+        return {
+            "ok": self.ok,
+            "checks": [asdict(c) for c in self.checks],
+            "findings": [asdict(f) for f in self.findings],
+            "epsilons": [asdict(e) for e in self.epsilons],
+        }
+
+
+#: Every check, in the order shown. All must have run for an audit to be ok.
+CHECKS = {
+    "manifest": "manifest signed by the pinned authority",
+    "countersign": "sites bound to the manifest by their own signature",
+    "order": "orders signed, in sequence, and bound to model and history",
+    "transcript": "transcripts: every signature, share commitment and survivor set",
+    "sum": "sums recomputed from the masked vectors",
+    "model": "models recomputed from sum and model before",
+    "ledger": "ledger entries: signatures, chain, prices, budgets",
+    "release": "masked vectors paid for by a ledger entry of their site",
+    "epsilon": "ε recomputed with a second accountant",
+}
+
+
+@dataclass
+class Recorder:
+    """Collects findings and counts while the audit runs."""
+
+    findings: list[Finding] = field(default_factory=list)
+    epsilons: list[EpsilonRow] = field(default_factory=list)
+    _counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CHECKS, 0))
+    _failed: set[str] = field(default_factory=set)
+
+    def error(self, check: str, code: str, sentence: str, where: str) -> None:
+        """A broken promise, or something that cannot be verified."""
+        self._failed.add(check)
+        self.findings.append(Finding("error", code, sentence, where))
+
+    def warn(self, code: str, sentence: str, where: str) -> None:
+        """Something odd that breaks no promise."""
+        self.findings.append(Finding("warning", code, sentence, where))
+
+    def note(self, code: str, sentence: str, where: str) -> None:
+        """Something an auditor wants to know and that is as it should be."""
+        self.findings.append(Finding("note", code, sentence, where))
+
+    def count(self, check: str, number: int = 1) -> None:
+        """Say that ``number`` more items were examined."""
+        self._counts[check] += number
+
+    @contextmanager
+    def examining(self, check: str, where: str, number: int = 1) -> Iterator[None]:
+        """Examine items: whatever is raised inside becomes an error, never an end of the audit."""
+        self.count(check, number)
+        try:
+            yield
+        except FedflowError as error:
+            self.error(check, error.code, _sentence(error.message), where)
+        except Exception as error:  # an unforeseen failure must not read as a pass
+            self.error(check, "unreadable", f"It cannot be read ({type(error).__name__}).", where)
+
+    def report(self) -> AuditReport:
+        """The verdict. A check that examined nothing counts as failed."""
+        checks = tuple(
+            Check(text, self._counts[name], name not in self._failed and self._counts[name] > 0)
+            for name, text in CHECKS.items()
+        )
+        order = {"error": 0, "warning": 1, "note": 2}
+        findings = tuple(sorted(self.findings, key=lambda f: order[f.severity]))
+        ok = all(c.ok for c in checks) and not any(f.severity == "error" for f in findings)
+        return AuditReport(findings, checks, tuple(self.epsilons), ok)
+
+
+def _sentence(message: str) -> str:
+    text = message[:1].upper() + message[1:]
+    return text if text.endswith((".", "!", "?")) else text + "."

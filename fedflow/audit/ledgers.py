@@ -1,0 +1,211 @@
+"""The sites' exported ledgers against what left the sites, and the price of it all.
+
+Three questions. Is each ledger intact? Was every masked vector that anyone holds paid for, with the
+event its plan says? And does a second accountant agree that the budget holds?
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedflow.audit.evidence import JobEvidence, RoundEvidence
+from fedflow.audit.findings import EpsilonRow, Recorder
+from fedflow.audit.roster import PinnedRoster
+from fedflow.privacy.accounting import epsilon_pld, epsilon_rdp
+from fedflow.privacy.chain import Chain
+from fedflow.privacy.entries import Reserved
+from fedflow.privacy.events import ReleaseEvent
+from fedflow.privacy.export import read_export
+from fedflow.privacy.plan_cost import evaluation_event, training_event
+
+#: How far the second accountant may exceed the filter's figure: the width of its loss grid.
+EPSILON_SLACK = 0.01
+
+
+@dataclass
+class SiteLedger:
+    """One site's verified entries."""
+
+    site: int
+    label: str
+    where: str
+    chain: Chain
+
+
+def read_ledgers(folder: Path, roster: PinnedRoster, recorder: Recorder) -> dict[int, SiteLedger]:
+    """Every exported ledger of the roster's sites, verified entry by entry."""
+    ledgers: dict[int, SiteLedger] = {}
+    for site, label in roster.labels.items():
+        path = folder / f"{label}.jsonl"
+        where = f"ledger of {label}"
+        with recorder.examining("ledger", where, 0):
+            if not path.is_file():
+                continue
+            reading = read_export(path, roster.keys[site])
+            recorder.count("ledger", len(reading.chain.entries))
+            for found in reading.findings:
+                at = where if found.entry is None else f"{where}, entry {found.entry}"
+                sentence = found.sentence[:1].upper() + found.sentence[1:] + "."
+                recorder.error("ledger", found.code, sentence, at)
+            ledgers[site] = SiteLedger(site, label, where, reading.chain)
+    known = {f"{label}.jsonl" for label in roster.labels.values()}
+    for extra in sorted(p.name for p in folder.glob("*.jsonl") if p.name not in known):
+        recorder.warn("stray-ledger", "This ledger is of no pinned site.", extra)
+    return ledgers
+
+
+def check_releases(
+    job: JobEvidence, ledgers: dict[int, SiteLedger], roster: PinnedRoster, recorder: Recorder
+) -> None:
+    """Match the job's masked vectors and survivor sets with ledger entries, both ways."""
+    for found in job.rounds:
+        for site, digest in found.digests.items():
+            _check_release(job, found, site, digest, ledgers.get(site), roster, recorder)
+        for site in sorted(set(found.survivors) - set(found.digests)):
+            sentence = f"{roster.labels[site]} is in the sum, but its masked vector is gone."
+            recorder.error("release", "missing-vector", sentence, found.where)
+    spent = {e.label: _check_charges(job, e, recorder) for e in ledgers.values()}
+    _note_spent(job, spent, recorder)
+
+
+def _check_release(
+    job: JobEvidence,
+    found: RoundEvidence,
+    site: int,
+    digest: bytes,
+    ledger: SiteLedger | None,
+    roster: PinnedRoster,
+    recorder: Recorder,
+) -> None:
+    label, where = roster.labels[site], f"{found.where}/up/masked/{site}"
+    recorder.count("release")
+    if ledger is None:
+        sentence = f"{label} sent a masked vector, but its ledger is not here."
+        recorder.error("release", "no-ledger", sentence, where)
+        return
+    paid = [e for e in ledger.chain.reserved.values() if e.release_hash == digest]
+    if not paid and site not in found.signed:
+        sentence = f"The bytes in {label}'s place are not provably its own for this round."
+        recorder.warn("unproven-vector", sentence, where)
+        return
+    if not paid:
+        sentence = f"{label} sent a masked vector that no entry of its ledger paid for."
+        recorder.error("release", "uncharged-release", sentence, where)
+        return
+    entry = paid[0]
+    at = f"{ledger.where}, entry {entry.seq}"
+    for code, sentence in _mismatches(job, found, entry):
+        recorder.error("release", code, f"{label}: {sentence}.", at)
+    _check_settlement(found, ledger, entry, recorder)
+
+
+def _mismatches(job: JobEvidence, found: RoundEvidence, entry: Reserved) -> list[tuple[str, str]]:
+    order, wrong = found.order, []
+    stated = (entry.job, entry.manifest, entry.round, entry.attempt, entry.purpose)
+    if stated != (job.id, job.digest, order.round, order.attempt, found.purpose):
+        wrong.append(("wrong-charge", "the entry that paid names another job, round or purpose"))
+    if found.context is not None and entry.context != found.context:
+        wrong.append(("wrong-charge", "the entry that paid is for another secure sum"))
+    if not _same_event(entry.release_event, _event(job, found.purpose)):
+        wrong.append(("wrong-event", "the charge is not for the mechanism the plan describes"))
+    return wrong
+
+
+def _check_settlement(
+    found: RoundEvidence, ledger: SiteLedger, entry: Reserved, recorder: Recorder
+) -> None:
+    settled = ledger.chain.settled.get(entry.context)
+    if settled is None or found.transcript is None:
+        return
+    at = f"{ledger.where}, entry {settled.seq}"
+    if settled.survivors != len(found.survivors):
+        sentence = (
+            f"{ledger.label} settled a sum of {settled.survivors} sites, the transcript shows "
+            f"{len(found.survivors)}."
+        )
+        recorder.error("release", "wrong-survivors", sentence, at)
+    elif ledger.site not in found.survivors:
+        sentence = f"{ledger.label} settled a sum it was not part of."
+        recorder.error("release", "wrong-survivors", sentence, at)
+
+
+def _check_charges(job: JobEvidence, ledger: SiteLedger, recorder: Recorder) -> list[Reserved]:
+    """Entries of this job that no completed sum explains. Returns those that simply stay spent."""
+    by_hash = {d: r for r in job.rounds for s, d in r.digests.items() if s == ledger.site}
+    datasets, spent = set(), []
+    for entry in ledger.chain.reserved.values():
+        if entry.manifest != job.digest:
+            continue
+        datasets.add(entry.account.rpartition("/")[0])
+        at = f"{ledger.where}, entry {entry.seq}"
+        found, settled = by_hash.get(entry.release_hash), entry.context in ledger.chain.settled
+        named = f"{ledger.label} helped to open the sum of round {entry.round} ({entry.purpose})"
+        if found is None and settled:
+            recorder.error("release", "missing-vector", f"{named}, but its vector is gone.", at)
+        elif found is not None and found.transcript is None and settled:
+            sentence = f"{named}, but no valid transcript shows a sum: it may have been opened."
+            recorder.warn("missing-transcript", sentence, at)
+        elif found is None or ledger.site not in found.survivors:
+            spent.append(entry)
+    if len(datasets) > 1:
+        sentence = f"{ledger.label} charged one job to several data sets."
+        recorder.error("release", "wrong-account", sentence, ledger.where)
+    return spent
+
+
+def _note_spent(job: JobEvidence, spent: dict[str, list[Reserved]], recorder: Recorder) -> None:
+    """One note per round for all sites whose charge bought no part in a sum."""
+    grouped: dict[tuple[int, int, str], list[str]] = {}
+    for label, entries in spent.items():
+        for entry in entries:
+            grouped.setdefault((entry.round, entry.attempt, entry.purpose), []).append(label)
+    for (number, attempt, purpose), labels in sorted(grouped.items()):
+        verb = "was" if len(labels) == 1 else "were"
+        sentence = (
+            f"{', '.join(labels)} {verb} charged for round {number} ({purpose}, attempt {attempt}) "
+            "without being part of its sum: what was reserved stays spent."
+        )
+        recorder.note("charge-without-sum", sentence, f"job {job.id}")
+
+
+def check_epsilon(ledgers: dict[int, SiteLedger], recorder: Recorder) -> None:
+    """Recompute every account's epsilon from its events, twice, and hold it against the budget."""
+    for ledger in ledgers.values():
+        for name, state in ledger.chain.accounts.items():
+            with recorder.examining("epsilon", f"{ledger.where}, account {name}"):
+                budget, delta, events = state.opened.epsilon, state.opened.delta, state.events
+                row = EpsilonRow(
+                    ledger.label,
+                    name,
+                    budget,
+                    delta,
+                    state.filter.epsilon(state.spent),
+                    epsilon_rdp(events, delta),
+                    epsilon_pld(events, delta),
+                    len(events),
+                )
+                recorder.epsilons.append(row)
+                judge(row, f"{ledger.where}, account {name}", recorder)
+
+
+def judge(row: EpsilonRow, where: str, recorder: Recorder) -> None:
+    """Both figures within the budget, and the second accountant not above the first."""
+    worst, limit = max(row.filtered, row.pld), row.budget + EPSILON_SLACK
+    if not (row.filtered <= limit and row.pld <= limit):  # written so that NaN fails
+        sentence = f"{row.site} spent ε = {worst:.3f}, its budget is {row.budget:g}."
+        recorder.error("epsilon", "over-budget", sentence, where)
+    if not row.pld <= row.filtered + EPSILON_SLACK:
+        sentence = (
+            f"The second accountant finds ε = {row.pld:.3f}, more than the {row.filtered:.3f} "
+            f"{row.site} enforces."
+        )
+        recorder.error("epsilon", "accountants-disagree", sentence, where)
+
+
+def _event(job: JobEvidence, purpose: str) -> ReleaseEvent:
+    return training_event(job.plan) if purpose == "train" else evaluation_event(job.plan)
+
+
+def _same_event(one: ReleaseEvent, other: ReleaseEvent) -> bool:
+    return one.canonical() == other.canonical()

@@ -1,0 +1,82 @@
+"""An audit's report for the terminal."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from fedflow.audit.findings import AuditReport
+from fedflow.report import words
+
+_STYLE = {"error": "bold red", "warning": "yellow", "note": "dim"}
+
+
+def render_report(report: AuditReport) -> RenderableType:
+    """Checks, findings (worst first), recomputed epsilons and the verdict."""
+    parts: list[Table | Text] = [_checks(report)]
+    if report.findings:
+        parts.append(_findings(report))
+    if report.epsilons:
+        parts.append(_epsilons(report))
+    parts.append(_verdict(report))
+    return Group(*(Padding(part, (1, 0, 0, 0)) for part in parts))
+
+
+def _verdict(report: AuditReport) -> Text:
+    if report.ok:
+        return Text("audit verified", style="bold green")
+    errors = sum(f.severity == "error" for f in report.findings)
+    return Text(f"audit FAILED: {words.count(errors, 'error')}", style="bold red")
+
+
+def _checks(report: AuditReport) -> Table:
+    table = _table("Checks")
+    table.add_column("check")
+    table.add_column("items", justify="right")
+    table.add_column("result")
+    for check in report.checks:
+        result = Text("ok", style="green") if check.ok else Text("failed", style="bold red")
+        table.add_row(Text(check.name), f"{check.count:,}", result)
+    return table
+
+
+def _findings(report: AuditReport) -> Table:
+    table = _table("Findings")
+    table.add_column("severity")
+    table.add_column("finding", ratio=1)
+    table.add_column("where", style="dim")
+    for finding in report.findings:
+        severity = Text(finding.severity, style=_STYLE[finding.severity])
+        table.add_row(severity, Text(finding.sentence), Text(finding.where))
+    return table
+
+
+def _epsilons(report: AuditReport) -> Table:
+    table = _table("ε recomputed from the ledgers")
+    table.add_column("site")
+    table.add_column("account")
+    for name in ("releases", "ε enforced", "ε second accountant", "budget"):
+        table.add_column(name, justify="right")
+    for row in report.epsilons:
+        table.add_row(
+            Text(row.site),
+            Text(row.account),
+            str(row.releases),
+            words.epsilon(row.filtered),
+            words.epsilon(row.pld),
+            words.epsilon(row.budget),
+        )
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        header_style="dim",
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
