@@ -69,7 +69,9 @@ async def federated_training(job: str) -> State[Any]:
         ends = await sessions.finish(30)
     for site, state in ends.items():
         log.info("%s ended as %s: %s", site, state.name, state.message)
-    return Completed(message=f"{len(runner.records)} rounds, model {runner.model_digest.hex()[:12]}")
+    return Completed(
+        message=f"{len(runner.records)} rounds, model {runner.model_digest.hex()[:12]}"
+    )
 
 
 async def training_round(live: LiveJob, sessions: SessionBook, number: int) -> None:
@@ -81,7 +83,9 @@ async def training_round(live: LiveJob, sessions: SessionBook, number: int) -> N
         current = runner.current
         if current is None:
             raise Aborted("no-order", "the order could not be published")
-        waiting = [train_local(job.id, number, site, return_state=True) for site in runner.awaited()]
+        waiting = [
+            train_local(job.id, number, site, return_state=True) for site in runner.awaited()
+        ]
         await asyncio.gather(*waiting)
         await secure_aggregate(job.id, number, return_state=True)
         if live.last is not None:
@@ -103,6 +107,11 @@ async def training_round(live: LiveJob, sessions: SessionBook, number: int) -> N
     await publish_rounds(live)
 
 
+async def _run(job: str) -> State[Any]:
+    state: State[Any] = await federated_training(job, return_state=True)
+    return state
+
+
 def main() -> None:
     """Run the flow once, in this process."""
     parser = argparse.ArgumentParser(
@@ -115,7 +124,7 @@ def main() -> None:
     options = parser.parse_args()
     os.environ[FOLDER_VARIABLE] = str(options.coordinator.resolve())
     try:
-        state = asyncio.run(federated_training(options.job, return_state=True))
+        state = asyncio.run(_run(options.job))
     except FedflowError as error:
         raise SystemExit(f"fedflow: {error}") from None
     if not state.is_completed():

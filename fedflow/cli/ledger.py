@@ -52,7 +52,9 @@ def _describe(entry: Opened | Reserved | Settled) -> tuple[str, str, str, str]:
         what = f"budget ε {entry.epsilon:g} at δ {entry.delta:g}, Rényi order {entry.order:g}"
         return "opened", "", "", what
     if isinstance(entry, Reserved):
-        what = f"{entry.purpose}: Rényi loss {entry.rho:.5f}, release {entry.release_hash.hex()[:12]}"
+        what = (
+            f"{entry.purpose}: Rényi loss {entry.rho:.5f}, release {entry.release_hash.hex()[:12]}"
+        )
         return "reserved", entry.job, str(entry.round), what
     return "settled", "", "", f"in a sum of {entry.survivors} sites"
 
@@ -64,7 +66,7 @@ def verify(
         str, typer.Option(help="Public key (hex) an exported ledger must be signed by.")
     ] = "",
 ) -> None:
-    """Check every signature, hash and price of a ledger. Exit status 2 when anything was changed."""
+    """Check every signature, hash and price of a ledger. Exit status 2 when it was changed."""
     if source.is_dir():
         site = open_site(source)
         ledger = Ledger.open(site.ledger_path, site.identity.public)

@@ -16,7 +16,9 @@ from fedflow.site.agent import run_agent
 from fedflow.site.config import init_site, open_site
 from fedflow.site.socket_protocol import LinkLost, SiteLink, Status
 
-app = typer.Typer(help="Run a site: its data, policy and budget stay its own.", no_args_is_help=True)
+app = typer.Typer(
+    help="Run a site: its data, policy and budget stay its own.", no_args_is_help=True
+)
 Folder = Annotated[Path, typer.Argument(help="The site's folder.")]
 
 

@@ -34,7 +34,7 @@ def create_job(
     """Publish a job's manifest and first model; returns the manifest.
 
     ``sites`` maps labels to keys; indices follow the sorted labels, from 0. Raises Refusal when the
-    cohort cannot meet the plan's thresholds, Violation when the job id is taken by another manifest.
+    cohort cannot meet the plan's thresholds, Violation when the job id is already taken.
     """
     if not JOB_ID.fullmatch(job):
         raise InputError(

@@ -1,8 +1,8 @@
 """A job at the coordinator, round after round: order, sum, update, checkpoint.
 
 Each step is one method, so an orchestrator can show it as one task. State between rounds is one
-small checkpoint file, written atomically: a coordinator that died goes on after the last round whose
-model it had published.
+small checkpoint file, written atomically: a coordinator that died goes on after the last round
+whose model it had published.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from fedflow.learning.model_file import (
     unflatten,
 )
 from fedflow.learning.strategy import apply
+from fedflow.privacy.plan_cost import is_evaluated
 from fedflow.secagg.quantise import Quantiser, decode_integers
 from fedflow.wire.messages import Hello, JobEnd, Kind, Order, labelled_hash
 from fedflow.wire.sealed import seal, unseal
@@ -40,11 +41,17 @@ _ZEROS = bytes(32)
 
 @dataclass
 class RoundRecord:
-    """The public facts of one round, as reports and screens show them."""
+    """The public facts of one round, as reports and screens show them.
+
+    ``dropped`` sites were lost within the round; ``recovered`` are those of them whose masks had to
+    be recovered; ``absent`` sites were not there when it began.
+    """
 
     number: int
     sites: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
+    recovered: list[str] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     training_seconds: float = 0.0
@@ -255,8 +262,8 @@ class JobRunner:
         return digest
 
     def evaluates(self, number: int) -> bool:
-        """Whether the plan scores the model after this round (always after the last)."""
-        return number % self.job.plan.evaluation.every == 0 or number == self.job.plan.plan.rounds
+        """Whether the plan scores the model after this round."""
+        return is_evaluated(self.job.plan, number)
 
     def record(self, record: RoundRecord, result: RoundResult) -> None:
         """Fill in and keep the facts of a finished training round."""
@@ -267,8 +274,14 @@ class JobRunner:
         for site, answer in result.answers.items():
             if answer.outcome == "refused":
                 record.refused[labels[site]] = f"{answer.code}: {answer.reason}"
-            elif site not in outcome.survivors:
+            elif site in outcome.survivors:
+                continue
+            elif answer.code == "absent":
+                record.absent.append(labels[site])
+            else:
                 record.dropped.append(labels[site])
+                if site in outcome.delivered:
+                    record.recovered.append(labels[site])
         self.records.append(record)
 
     def score(self, result: RoundResult) -> tuple[float, float]:

@@ -187,10 +187,11 @@ class SecureRound:
 
     def _drop_the_silent(self) -> None:
         for site in self.answers:
-            reason = "no masked update before the deadline"
             if site not in self._expected and ("advert", site) not in self._taken:
-                reason = "not present"
-            self._settle(site, SiteAnswer("dropped", "dropped", reason))
+                self._settle(site, SiteAnswer("dropped", "absent", "not present"))
+            else:
+                reason = "no masked update before the deadline"
+                self._settle(site, SiteAnswer("dropped", "dropped", reason))
 
     def _settle(self, site: int, answer: SiteAnswer) -> None:
         if not self.answers[site].done():

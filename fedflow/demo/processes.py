@@ -39,7 +39,7 @@ class Processes:
                 stderr=subprocess.STDOUT,
                 env=environment,
                 start_new_session=True,
-                preexec_fn=_tie_to_parent,  # noqa: PLW1509  (single-threaded at this point)
+                preexec_fn=_tie_to_parent,
             )
 
     def kill(self, name: str) -> None:
@@ -53,15 +53,14 @@ class Processes:
         """Exit status, or None while it runs."""
         return self._running[name].poll()
 
-    def require(self, *names: str) -> None:
-        """Refusal quoting the log when one of ``names`` has ended."""
-        for name in names:
-            if name in self._running and self._running[name].poll() is not None:
-                raise Refusal(
-                    "process-ended",
-                    f"{name} ended with status {self._running[name].returncode}; the end of its log "
-                    f"({self._logs / f'{name}.log'}):\n{self.tail(name)}",
-                )
+    def require_success(self, name: str) -> None:
+        """Refusal quoting the end of its log when ``name`` ended with another status than 0."""
+        if self._running[name].wait() != 0:
+            raise Refusal(
+                "process-ended",
+                f"{name} ended with status {self._running[name].returncode}; its log is "
+                f"{self._logs / f'{name}.log'} and ends with:\n{self.tail(name)}",
+            )
 
     def tail(self, name: str, lines: int = 12) -> str:
         """The end of a process's log."""

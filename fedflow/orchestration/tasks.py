@@ -1,8 +1,8 @@
 """The steps of a round as Prefect tasks, named so that a run in the UI reads like the protocol.
 
-Tasks take names and numbers only; the live job is looked up in this process, so no model, sum or key
-can end up in a parameter or a result. Nothing is cached or persisted by Prefect: what must survive is
-in the exchange, the checkpoint and the sites' ledgers.
+Tasks take names and numbers only; the live job is looked up in this process, so no model, sum or
+key can end up in a parameter or a result. Nothing is cached or persisted by Prefect: what must
+survive is in the exchange, the checkpoint and the sites' ledgers.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def round_task(
     name: str, run_name: str
 ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Callable[..., Any]]:
     """A Prefect task that persists nothing, caches nothing and forwards no prints."""
-    return task(  # type: ignore[return-value]
+    return task(
         name=name,
         task_run_name=run_name,
         persist_result=False,

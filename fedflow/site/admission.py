@@ -22,7 +22,6 @@ from fedflow.wire.sealed import peek, unseal
 
 #: How far the clocks of coordinator and site may differ (seconds).
 CLOCK_SLACK = 120.0
-TRAIN_PARTITION, HOLDOUT_PARTITION = "train", "holdout"
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,7 @@ class Admitted:
         Training reads only persons of the train partition and evaluation only held-out persons, so
         each account bounds the loss of its own persons (parallel composition, McSherry 2009).
         """
-        partition = TRAIN_PARTITION if kind is Kind.TRAIN else HOLDOUT_PARTITION
-        return f"{self.dataset}/{partition}"
+        return f"{self.dataset}/{kind.word}"
 
     def event(self, kind: Kind) -> ReleaseEvent:
         """What one round of this kind releases, for the ledger."""
@@ -58,7 +56,7 @@ class Admitted:
 def admit_manifest(site: SiteFolder, data: bytes, job: str, digest: bytes | None) -> Admitted:
     """The job described by a sealed manifest, if this site's policy allows it.
 
-    ``digest`` is the manifest hash the session was opened for (None: whatever the authority signed).
+    ``digest`` is the manifest hash the session was opened for (None: any the authority signed).
     Raises Violation for bytes that are not what they claim, Refusal for what policy forbids.
     """
     policy = site.policy
@@ -84,21 +82,14 @@ def admit_manifest(site: SiteFolder, data: bytes, job: str, digest: bytes | None
     plan = Plan.from_canonical(manifest.plan)
     if (manifest.colluders, manifest.minimum) != (plan.cohort.colluders, plan.cohort.minimum):
         raise Violation("bad-manifest", "manifest and plan disagree about the cohort")
-    # (6) every number of the plan is within the policy
-    check_plan(policy, plan)
-    # (7) the policy names one dataset for the workload
-    names = [n for n, d in policy.datasets.items() if d.workload == plan.plan.workload]
-    if len(names) != 1:
-        raise Refusal(
-            "no-dataset", f"the policy names {len(names)} datasets for workload "
-            f"{plan.plan.workload}; exactly one is needed",
-        )  # fmt: skip
+    # (6) every number of the plan is within the policy, which names the data it may use
+    dataset, _ = check_plan(policy, plan)
     return Admitted(
         manifest=manifest,
         digest=manifest.digest(),
         plan=plan,
         index=mine[0],
-        dataset=names[0],
+        dataset=dataset,
         coordinator=PublicKey(manifest.coordinator),
         roster={e.index: PublicKey(e.public_key) for e in manifest.roster},
     )

@@ -127,7 +127,7 @@ class SiteAgent:
 
     @staticmethod
     async def _watch(running: _Running, reply: Send) -> None:
-        """Tell one worker how the session goes, until it ends. The session does not depend on it."""
+        """Tell one worker how the session goes; the session does not depend on being watched."""
         queue: asyncio.Queue[Reply] = asyncio.Queue()
         running.watchers.add(queue)
         try:

@@ -1,8 +1,9 @@
 """What a refusal may say outside the site.
 
 A reason leaves the site signed (to the exchange) and through the worker (to Prefect). It must not
-quote data, so only refusals whose sentences are made of plan, policy and budget numbers pass as they
-are; every other error leaves as its code and a fixed sentence, and the details stay in the site's log.
+quote data, so only refusals whose sentences are made of plan, policy and budget numbers pass as
+they are; every other error leaves as its code and a fixed sentence, and the details stay in the
+site's own log.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ _AS_WRITTEN = frozenset(
         "unknown-workload",
         "manifest-expired",
         "manifest-mismatch",
-        "no-dataset",
         "too-few-sites",
         "replayed-order",
         "job-over",

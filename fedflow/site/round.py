@@ -23,20 +23,18 @@ from fedflow.exchange.base import get_blob
 from fedflow.privacy.ledger import Ledger, SqliteFacts
 from fedflow.secagg.client import SecAggClient
 from fedflow.secagg.context import RoundContext
-from fedflow.secagg.quantise import Quantiser, encode_integers
+from fedflow.secagg.quantise import Quantiser, encode_integers, integer_limit
 from fedflow.site.admission import Admitted
 from fedflow.site.training_client import TrainingClient
 from fedflow.wire.messages import Kind, Order
 
 MAX_MODEL_BYTES = 1 << 30
 MAX_LEG_BYTES = 1 << 20
-#: A statistics coordinate never exceeds this in absolute value; 256 sites cannot overflow 2^31.
-STATISTICS_LIMIT = 1 << 22
 
 Progress = Callable[[int, str], Awaitable[None]]
 
 
-class Missed(Exception):  # noqa: N818  (an outcome, not an error)
+class Missed(Exception):
     """The round went on without this site, or ended. Says at which leg."""
 
 
@@ -166,18 +164,15 @@ def _client(services: SiteServices, job: Admitted, order: Order) -> SecAggClient
     )
 
 
-def _words(
-    job: Admitted, kind: Kind, vector: npt.NDArray[np.generic]
-) -> npt.NDArray[np.uint32]:
+def _words(job: Admitted, kind: Kind, vector: npt.NDArray[np.generic]) -> npt.NDArray[np.uint32]:
     """The vector as ring elements: the update quantised, statistics as they are."""
     if vector.shape != (job.dimension(kind),):
         raise Violation("bad-shape", "local training gave a vector of another length")
+    sites = len(job.manifest.roster)
     if kind is Kind.EVALUATE:
-        return encode_integers(vector.astype(np.int64), STATISTICS_LIMIT)
+        return encode_integers(vector.astype(np.int64), integer_limit(sites))
     if not np.isfinite(vector).all():
         raise Refusal("non-finite", "local training gave a value that is not finite")
     secure = job.plan.secure_aggregation
-    quantiser = Quantiser(
-        bits=secure.bits, value_range=secure.value_range, sites=len(job.manifest.roster)
-    )
-    return quantiser.encode(vector, Csprng.from_os())
+    quantiser = Quantiser(bits=secure.bits, value_range=secure.value_range, sites=sites)
+    return quantiser.encode(vector.astype(np.float64), Csprng.from_os())

@@ -135,8 +135,8 @@ class Session:
             raise Refusal(
                 "budget-mismatch",
                 f"the ledger's budget for {account} is ε {status.epsilon_budget:g} at δ "
-                f"{status.delta:g}, the policy says ε {dataset.epsilon:g} at δ {dataset.delta:g}; a "
-                "budget is never rewritten, so the policy must match the ledger",
+                f"{status.delta:g}, the policy says ε {dataset.epsilon:g} at δ {dataset.delta:g}; "
+                "a budget is never rewritten, so the policy must match the ledger",
             )
 
     async def _answer_orders(self, job: Admitted) -> SessionEnd:
@@ -178,7 +178,7 @@ class Session:
         return newest + 1
 
     async def _next(self, job: Admitted, sequence: int) -> bytes | SessionEnd:
-        """The bytes of the next order, or how the job ended. An unreachable exchange is waited for."""
+        """The next order's bytes, or how the job ended. An unreachable exchange is waited for."""
         exchange = self._services.exchange
         while time.time() <= job.manifest.not_after:
             with contextlib.suppress(OSError, Violation):

@@ -1,12 +1,12 @@
 """The training process: holds data and model for one request, and knows no key and no network.
 
-``python -m fedflow.site.trainer`` imports torch and Opacus once and then forks one child per request,
-so a crash, an out-of-memory kill or a leak ends with the request. The daemon talks to it over its
-standard input and output in frames (see :func:`read_frame`); nothing is unpickled.
+``python -m fedflow.site.trainer`` imports torch and Opacus once and then forks one child per
+request, so a crash, an out-of-memory kill or a leak ends with the request. The daemon talks to it
+over its standard input and output in frames (see :func:`read_frame`); nothing is unpickled.
 
-Request header: ``task`` (check, train, evaluate), ``workload``, ``data`` (path), ``plan`` (canonical
-JSON). The payload is the model file. Reply header: ``ok``, then ``code`` and ``message`` (for this
-site's own log only), the payload being the vector: float32 for train, int64 for evaluate.
+Request header: ``task`` (check, train, evaluate), ``workload``, ``data`` (path), ``plan``
+(canonical JSON). The payload is the model file. Reply header: ``ok``, then ``code`` and ``message``
+(for this site's own log only), the payload being the vector: float32 for train, int64 for evaluate.
 """
 
 from __future__ import annotations

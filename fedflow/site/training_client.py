@@ -16,7 +16,7 @@ import numpy.typing as npt
 from fedflow.errors import FedflowError, Refusal, Violation
 from fedflow.site.trainer import MAX_HEADER, MAX_PAYLOAD
 
-_DTYPES = {"float32": np.dtype("<f4"), "int64": np.dtype("<i8")}
+_DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "int64": np.dtype("<i8")}
 #: What the training process may see of the environment. No credential has a name in here.
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH")
 

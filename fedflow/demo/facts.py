@@ -1,0 +1,107 @@
+"""Collects what the demo shows: rounds from the job, budgets from the ledgers, baselines computed.
+
+Only a demo can do this: it holds all six sites' rows, so it may compute exact scores and baselines.
+In a federation nobody can, and the model is scored by noised secure sums alone.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import Any
+
+from fedflow.coordinator.runner import JobRunner
+from fedflow.crypto.csprng import Csprng
+from fedflow.demo.world import DATASET, World
+from fedflow.errors import Misuse
+from fedflow.exchange import layout
+from fedflow.learning import baselines
+from fedflow.learning.evaluation import exact_score
+from fedflow.learning.model_file import decode_model
+from fedflow.learning.plan import Plan
+from fedflow.learning.workload import PersonData, Workload, find_workload, model_spec
+from fedflow.privacy.accounting import FixedOrderFilter
+from fedflow.privacy.entries import Opened, Reserved
+from fedflow.privacy.ledger import Ledger
+from fedflow.wire.messages import Kind
+
+
+def collect_facts(world: World, plan: Plan) -> dict[str, Any]:
+    """The facts of a finished job, in the shape of :mod:`fedflow.report.facts`."""
+    runner = JobRunner(world.coordinator, world.job.id)
+    workload = find_workload(plan.plan.workload)
+    data = {label: workload.load(world.data(label)) for label in world.labels}
+    facts: dict[str, Any] = {
+        "job": world.job.id,
+        "plan": plan.model_dump(mode="json"),
+        "sites": [
+            {"index": i, "label": label, "fingerprint": world.job.roster[i].fingerprint()}
+            for i, label in world.job.labels.items()
+        ],
+        "rounds": [record.facts() for record in runner.records],
+        "folder": str(world.folder),
+        "machine": {
+            "python": platform.python_version(),
+            "system": f"{platform.system()} {platform.machine()}",
+            "cpus": os.cpu_count(),
+        },
+    }
+    facts |= _scores(world, runner, workload, plan, data)
+    return facts | _budgets(world, plan, facts["rounds"])
+
+
+def _scores(
+    world: World,
+    runner: JobRunner,
+    workload: Workload,
+    plan: Plan,
+    data: dict[str, PersonData],
+) -> dict[str, Any]:
+    """Exact AUC of the global model and of the baselines on all held-out persons."""
+    model = world.coordinator.exchange.get(layout.blob(world.job.id, runner.model_digest))
+    if model is None:
+        raise Misuse("the final model is not in the exchange")
+    arrays = decode_model(model, model_spec(workload))
+    (world.folder / "model.safetensors").write_bytes(model)
+    reference = baselines.compute(workload, data, plan, Csprng.from_os())
+    return {
+        "auc_global": exact_score(workload, baselines.pooled_holdout(data), arrays),
+        "auc_alone": reference.alone,
+        "auc_alone_mean": reference.alone_mean,
+        "auc_pooled": reference.pooled,
+        "auc_federated_no_privacy": reference.federated,
+    }
+
+
+def _budgets(world: World, plan: Plan, rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """ε per site from its own ledger: training partition, total and after every round.
+
+    A person is either a training or a held-out person, so no person pays for both; the larger of
+    the two accounts is what is reported as spent.
+    """
+    spent, left, by_pld = {}, {}, {}
+    budget = delta = 0.0
+    for label in world.labels:
+        key = world.job.roster[next(i for i, name in world.job.labels.items() if name == label)]
+        ledger = Ledger.open(world.site(label) / "ledger.sqlite", key)
+        accounts = [ledger.account_status(name) for name in ledger.accounts()]
+        entries = ledger.entries()
+        ledger.close()
+        worst = max(accounts, key=lambda a: a.epsilon_spent)
+        spent[label], left[label] = worst.epsilon_spent, worst.epsilon_left
+        by_pld[label] = max(a.epsilon_pld for a in accounts)
+        budget, delta = worst.epsilon_budget, worst.delta
+        account = f"{DATASET}/{Kind.TRAIN.word}"
+        opened = next(e for e in entries if isinstance(e, Opened) and e.account == account)
+        price = FixedOrderFilter(opened.epsilon, opened.delta, opened.order)
+        charges = [e for e in entries if isinstance(e, Reserved) and e.account == account]
+        for facts in rounds:
+            paid = sum(e.rho for e in charges if e.round <= facts["number"])
+            facts.setdefault("epsilon", {})[label] = price.epsilon(paid)
+    return {
+        "epsilon_spent": spent,
+        "epsilon_left": left,
+        "epsilon_pld": by_pld,
+        "epsilon_budget": budget,
+        "delta": delta,
+    }
