@@ -73,7 +73,7 @@ def need(exchange: Exchange, key: str, limit: int) -> bytes:
     """An object that must be there; Violation ``missing`` when it is not."""
     data = exchange.get(key, limit)
     if data is None:
-        raise Violation("missing", f"{key} is not in the exchange")
+        raise Violation("missing", f"there is no {key} in the exchange")
     return data
 
 

@@ -41,6 +41,7 @@ def read_ledgers(folder: Path, roster: PinnedRoster, recorder: Recorder) -> dict
         where = f"ledger of {label}"
         with recorder.examining("ledger", where, 0):
             if not path.is_file():
+                recorder.note("no-ledger", f"The ledger of {label} is not here.", where)
                 continue
             reading = read_export(path, roster.keys[site])
             recorder.count("ledger", len(reading.chain.entries))
@@ -133,11 +134,12 @@ def _check_settlement(
 def _check_charges(job: JobEvidence, ledger: SiteLedger, recorder: Recorder) -> list[Reserved]:
     """Entries of this job that no completed sum explains. Returns those that simply stay spent."""
     by_hash = {d: r for r in job.rounds for s, d in r.digests.items() if s == ledger.site}
-    datasets, spent = set(), []
+    accounts: dict[str, set[str]] = {}
+    spent = []
     for entry in ledger.chain.reserved.values():
         if entry.manifest != job.digest:
             continue
-        datasets.add(entry.account.rpartition("/")[0])
+        accounts.setdefault(entry.purpose, set()).add(entry.account)
         at = f"{ledger.where}, entry {entry.seq}"
         found, settled = by_hash.get(entry.release_hash), entry.context in ledger.chain.settled
         named = f"{ledger.label} helped to open the sum of round {entry.round} ({entry.purpose})"
@@ -148,8 +150,12 @@ def _check_charges(job: JobEvidence, ledger: SiteLedger, recorder: Recorder) -> 
             recorder.warn("missing-transcript", sentence, at)
         elif found is None or ledger.site not in found.survivors:
             spent.append(entry)
-    if len(datasets) > 1:
-        sentence = f"{ledger.label} charged one job to several data sets."
+    # a person is in one half of one data set: each purpose has one account, never a shared one
+    if (
+        len(set().union(*accounts.values())) != len(accounts)
+        or max((len(names) for names in accounts.values()), default=1) != 1
+    ):
+        sentence = f"{ledger.label} spread one purpose over accounts, or mixed two in one."
         recorder.error("release", "wrong-account", sentence, ledger.where)
     return spent
 

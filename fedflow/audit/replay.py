@@ -16,6 +16,7 @@ It is verified like any other and noted.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -108,10 +109,13 @@ class Replay:
                 numbers.append(int(name))
             else:
                 self._recorder.warn("stray-object", "This is not a round.", f"{folder}/{name}")
-        for gap in sorted(set(range(1, max(numbers, default=0))) - set(numbers)):
-            sentence = f"Order {gap} is missing, later ones exist."
-            self._recorder.error("order", "missing-order", sentence, folder)
-        return sorted(numbers)
+        numbers.sort()
+        for before, after in pairwise([0, *numbers]):
+            if after > before + 1:
+                which = f"{before + 1}" + (f" to {after - 1}" if after > before + 2 else "")
+                sentence = f"Order {which} is missing, later ones exist."
+                self._recorder.error("order", "missing-order", sentence, folder)
+        return numbers
 
     def _order(self, job: JobEvidence, sequence: int) -> None:
         where = layout.order(job.id, sequence)

@@ -36,9 +36,10 @@ def verify_folder(
     ledgers = read_ledgers(root / "audit" / "ledgers", pinned, recorder)
     for name in exchange.list("jobs"):
         progress(f"job {name}")
-        job = Replay(exchange, pinned, recorder).run(name)
-        if job is not None:
-            check_releases(job, ledgers, pinned, recorder)
+        with recorder.examining("manifest", f"job {name}", 0):
+            job = Replay(exchange, pinned, recorder).run(name)
+            if job is not None:
+                check_releases(job, ledgers, pinned, recorder)
     progress("ε")
     check_epsilon(ledgers, recorder)
     return recorder.report()

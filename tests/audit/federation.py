@@ -125,7 +125,7 @@ class Federation:
 
     def run(
         self, number, kind=Kind.TRAIN, attempt=1, *, drop=(), silent=(), abort=False, charge=True,
-        settle=True, event=None, survivors=None, publish_model=True, **changes,
+        settle=True, event=None, account=None, survivors=None, publish_model=True, **changes,
     ):  # fmt: skip
         """One order to its sum. ``drop``: charged but never sent. ``silent``: sent, then vanished.
 
@@ -159,7 +159,7 @@ class Federation:
         for i, delivery in server.close_shares().items():
             clients[i].on_delivery(delivery)
         event = event or (training_event if kind is Kind.TRAIN else evaluation_event)(self.job.plan)
-        half = "demo/train" if kind is Kind.TRAIN else "demo/holdout"
+        half = account or ("demo/train" if kind is Kind.TRAIN else "demo/holdout")
         for i, client in clients.items():
             masked = client.mask(self._words(kind, i, order.dimension))
             if charge is True or (charge and i in charge):

@@ -50,6 +50,18 @@ def test_a_site_that_charges_for_another_mechanism_is_found(fresh, event):
     assert errors(fresh.finish()) == {"wrong-event"}
 
 
+def test_a_site_that_charges_training_to_the_held_out_people_is_found(fresh):
+    fresh.run(1, account="demo/holdout")
+    fresh.run(1, Kind.EVALUATE)
+    assert errors(fresh.finish()) == {"wrong-account"}
+
+
+def test_a_site_that_changes_the_account_is_found(fresh):
+    fresh.run(1)
+    fresh.run(2, account="demo/holdout")
+    assert errors(fresh.finish()) == {"wrong-account"}
+
+
 def test_a_settlement_that_contradicts_the_survivors_is_found(fresh):
     fresh.run(1, survivors=3)
     assert errors(fresh.finish()) == {"wrong-survivors"}

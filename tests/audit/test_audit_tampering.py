@@ -1,11 +1,14 @@
 """Everything a party could change, drop, reorder or forge afterwards, and what the audit says."""
 
+import io
 import json
 import shutil
 
 import pytest
 from federation import JOB, payload, replace
+from rich.console import Console
 
+from fedflow.audit.render import render_report
 from fedflow.audit.verify import verify_folder
 from fedflow.crypto.identity import Identity
 from fedflow.privacy.entries import (
@@ -166,6 +169,27 @@ def test_junk_in_the_exchange_is_only_a_warning(folder):
     assert codes == ["stray-ledger", "stray-object", "stray-object"]
 
 
+def test_a_far_away_round_costs_one_finding_and_no_time(folder):
+    (folder / "exchange" / ROOT / "rounds" / "99999999999").mkdir()
+    report = verify_folder(folder)
+    missing = [f.sentence for f in report.findings if f.code == "missing-order"]
+    assert missing == ["Order 8 to 99999999998 is missing, later ones exist."]
+
+
+def test_a_folder_that_cannot_be_a_job_is_found(folder):
+    (folder / "exchange" / "jobs" / "not a job").mkdir()
+    assert errors(folder) == {"misuse"}
+
+
+def test_a_failed_audit_is_shown_as_failed(folder):
+    (folder / "exchange" / ROOT / "manifest").unlink()
+    out = io.StringIO()
+    Console(file=out, width=150, color_system=None).print(render_report(verify_folder(folder)))
+    assert "audit FAILED: 1 error" in out.getvalue()
+    assert "verified" not in out.getvalue()
+    assert "There is no jobs/test-job/manifest in the exchange." in out.getvalue()
+
+
 # ---- ledgers
 
 
@@ -216,6 +240,7 @@ def test_a_truncated_ledger_is_found_even_with_a_head(folder, honest):
 def test_a_missing_ledger_is_found(folder):
     ledger(folder).unlink()
     assert errors(folder) == {"no-ledger"}
+    assert "note" in {f.severity for f in verify_folder(folder).findings if f.code == "no-ledger"}
 
 
 def test_a_ledger_of_another_site_is_found(folder):
