@@ -97,7 +97,7 @@ class RandHie:
     name = "randhie"
     unit_column = "zper"
     reference_persons = 800
-    score_range = (0.3, 1.0)  # a yearly visit is common: about two years in three have one
+    score_range = (0.4, 0.95)  # visits are common: about two person-years in three have one
 
     def build_model(self) -> torch.nn.Module:
         """A logistic regression with zero weights."""

@@ -30,7 +30,8 @@ def apply(
     if count < 1:
         raise Misuse("a mean needs at least one site")
     step = np.float64(plan.strategy.server_learning_rate) * (summed_update / np.float64(count))
-    out = (vector.astype(np.float64) + step).astype(np.float32)
+    with np.errstate(over="ignore"):
+        out = (vector.astype(np.float64) + step).astype(np.float32)
     if not np.isfinite(out).all():
         raise Misuse("the next model is not finite")
     return out
