@@ -1,0 +1,107 @@
+"""The scrubber, against every spelling that a server could try."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prefect.settings import temporary_settings
+
+from fedflow.errors import Refusal
+from fedflow.orchestration import scrub
+
+POISON = {"serializer": {"type": "pickle", "picklelib": "canary"}}
+STATE = {"type": "COMPLETED", "name": "Completed", "data": POISON}
+CLEAN = {"type": "COMPLETED", "name": "Completed"}
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["data", "state", "x"]), inner),
+)
+
+
+def keys(value):
+    if isinstance(value, dict):
+        return set(value) | {key for item in value.values() for key in keys(item)}
+    if isinstance(value, list):
+        return {key for item in value for key in keys(item)}
+    return set()
+
+
+@given(json_values)
+def test_no_data_at_any_depth(value):
+    clean = scrub.without_data(value)
+    assert "data" not in keys(clean)
+    assert scrub.without_data(clean) == clean
+    if "data" not in keys(value):
+        assert clean == value
+
+
+async def received(content: bytes, **headers):
+    """What a client behind the scrubber reads."""
+
+    def answer(request):
+        return httpx.Response(200, content=content, headers=headers)
+
+    client = httpx.AsyncClient(
+        transport=httpx.MockTransport(answer),
+        event_hooks={"response": [scrub.drop_state_data]},
+        base_url="http://x",
+    )
+    async with client:
+        return await client.get("/")
+
+
+PLAIN = json.dumps({"state": STATE}).encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "headers"),
+    [
+        (PLAIN, {"content-type": "application/json"}),
+        (PLAIN, {"content-type": "text/plain"}),
+        (PLAIN, {}),
+        (PLAIN.replace(b'"data"', b'"d\\u0061ta"'), {}),
+        (json.dumps({"state": STATE}).encode("utf-16"), {"content-type": "application/json"}),
+        (json.dumps({"state": STATE}).encode("utf-32"), {}),
+        (PLAIN[:-2] + b', "data": {"serializer": 1}}}', {}),
+        (gzip.compress(PLAIN), {"content-encoding": "gzip"}),
+        (PLAIN, {"content-type": "application/json; charset=utf-16"}),
+    ],
+)
+async def test_every_spelling_is_scrubbed(content, headers):
+    response = await received(content, **headers)
+    assert response.json() == {"state": CLEAN}
+    assert b"pickle" not in response.content
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>data</html>", b"\xff\xfe\x00", b"[" * 100_000])
+async def test_what_is_not_json_becomes_nothing(content):
+    assert (await received(content)).content == b""
+
+
+async def test_the_size_is_bounded_after_decompression():
+    bomb = gzip.compress(b'"' + b"x" * (scrub.MAX_RESPONSE + 1) + b'"')
+    assert len(bomb) < 10_000
+    with pytest.raises(httpx.DecodingError, match="too large"):
+        await received(bomb, **{"content-encoding": "gzip"})
+
+
+async def test_without_an_api_url_no_server_is_started_behind_our_back():
+    with temporary_settings({"api.url": None}), pytest.raises(Refusal, match="PREFECT_API_URL"):
+        async with scrub.scrubbed_client():
+            pass
+
+
+async def test_a_client_gets_one_scrubber():
+    from prefect.client.orchestration import get_client
+
+    with temporary_settings({"api.url": "http://127.0.0.1:1/api"}):
+        client = get_client()
+    scrub.install(client)
+    scrub.install(client)
+    assert client._client.event_hooks["response"].count(scrub.drop_state_data) == 1

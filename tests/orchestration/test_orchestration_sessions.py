@@ -1,0 +1,153 @@
+"""Registration and sessions, against a real server."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+from orchestration_room import MANIFEST, read_state, serve_run
+from prefect import flow
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from pydantic import ValidationError
+
+from fedflow.errors import InputError, Refusal
+from fedflow.orchestration.configuration import base_job_template
+from fedflow.orchestration.registration import SESSION_FLOW, deployment_name, register_site
+from fedflow.orchestration.scrub import scrubbed_client
+from fedflow.orchestration.sessions import (
+    SessionState,
+    cancel_session,
+    close_session,
+    open_session,
+    session_state,
+    session_states,
+)
+from fedflow.orchestration.worker import FedflowWorker
+
+pytestmark = pytest.mark.usefixtures("connected")
+
+
+def test_the_entry_point_makes_the_type_known():
+    from prefect.workers.base import BaseWorker
+
+    assert "fedflow" in BaseWorker.get_all_available_worker_types()
+    assert BaseWorker.get_worker_class_from_type("fedflow") is FedflowWorker
+
+
+async def test_a_registered_site_carries_no_code(label):
+    deployment_id = await register_site(label)
+    async with scrubbed_client() as client:
+        deployment = await client.read_deployment(deployment_id)
+        pool = await client.read_work_pool(label)
+    assert pool.type == "fedflow"
+    assert pool.base_job_template == base_job_template()
+    assert deployment.name == label
+    assert deployment.work_pool_name == label
+    assert deployment.enforce_parameter_schema
+    assert set(deployment.parameter_openapi_schema["properties"]) == {"job", "manifest"}
+    assert not any(
+        (
+            deployment.entrypoint,
+            deployment.path,
+            deployment.pull_steps,
+            deployment.job_variables,
+            deployment.parameters,
+        )
+    )
+
+
+async def test_registering_again_changes_nothing(label):
+    first = await register_site(label)
+    assert await register_site(label) == first
+
+
+async def test_registering_again_repairs(label):
+    first = await register_site(label)
+    async with scrubbed_client() as client:
+        changed = base_job_template()
+        changed["job_configuration"]["command"] = "id"
+        await client.update_work_pool(label, WorkPoolUpdate(base_job_template=changed))
+        flow_id = await client.create_flow_from_name(SESSION_FLOW)
+        await client.create_deployment(
+            flow_id, name=label, work_pool_name=label, entrypoint="x.py:f"
+        )
+        assert (await client.read_deployment(first)).entrypoint == "x.py:f"
+        again = await register_site(label)
+        assert (await client.read_deployment(again)).entrypoint is None
+        assert (await client.read_work_pool(label)).base_job_template == base_job_template()
+
+
+async def test_a_pool_of_somebody_else_is_left_alone(label):
+    async with scrubbed_client() as client:
+        await client.create_work_pool(WorkPoolCreate(name=label, type="process"))
+        with pytest.raises(Refusal, match="has type 'process'"):
+            await register_site(label)
+        assert (await client.read_work_pool(label)).type == "process"
+
+
+@pytest.mark.parametrize("label", ["", "Site", "a/b", "a%b", "-a", "a" * 64, "prefect-1", "a\n"])
+def test_labels_prefect_cannot_take(label):
+    with pytest.raises(InputError, match="site label"):
+        deployment_name(label)
+
+
+async def test_open_is_idempotent_per_attempt(label):
+    await register_site(label)
+    first = await open_session(label, "trial", MANIFEST, 1)
+    assert await open_session(label, "trial", MANIFEST, 1) == first
+    second = await open_session(label, "trial", MANIFEST, 2)
+    assert second != first
+    async with scrubbed_client() as client:
+        run = await client.read_flow_run(first)
+    assert run.name == f"{label} · session 1"
+    assert run.parameters == {"job": "trial", "manifest": MANIFEST}
+    assert set(run.tags) >= {"fedflow", "job:trial"}
+
+
+@pytest.mark.parametrize(("job", "manifest"), [("Bad Job", MANIFEST), ("trial", "00")])
+async def test_open_checks_before_it_asks(label, job, manifest):
+    with pytest.raises(ValidationError):
+        await open_session(label, job, manifest, 1)
+
+
+async def test_a_session_inside_a_flow_is_its_subflow(label, daemon):
+    await register_site(label)
+
+    @flow(persist_result=False)
+    async def parent() -> uuid.UUID:
+        return await open_session(label, "trial", MANIFEST, 1)
+
+    run_id = await parent()
+    async with scrubbed_client() as client:
+        run = await client.read_flow_run(run_id)
+    assert run.parent_task_run_id is not None
+    assert (await serve_run(label, run_id)).is_completed()
+    assert await session_state(run_id) == SessionState("COMPLETED", "Completed", "3 rounds")
+
+
+async def test_many_states_in_one_look(label):
+    await register_site(label)
+    ids = [await open_session(label, "trial", MANIFEST, n) for n in (1, 2)]
+    await close_session(ids[0], "Dropped", "gone in round 2")
+    states = await session_states([*ids, uuid.uuid4()])
+    assert states[ids[0]] == SessionState("CRASHED", "Dropped", "gone in round 2")
+    assert states[ids[0]].is_final
+    assert states[ids[1]].type == "SCHEDULED"
+    assert not states[ids[1]].is_final
+    assert len(states) == 2
+
+
+async def test_cancelling_what_has_not_started(label):
+    await register_site(label)
+    run_id = await open_session(label, "trial", MANIFEST, 1)
+    await cancel_session(run_id)
+    assert (await session_state(run_id)).type == "CANCELLED"
+
+
+async def test_what_has_ended_stays_ended(label, daemon):
+    await register_site(label)
+    run_id = await open_session(label, "trial", MANIFEST, 1)
+    await serve_run(label, run_id)
+    await cancel_session(run_id)
+    await close_session(run_id, "Dropped", "late")
+    assert (await read_state(run_id)).is_completed()
