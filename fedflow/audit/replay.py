@@ -215,7 +215,7 @@ class Replay:
     def _abandoned(self, job: JobEvidence) -> None:
         last = max(self._states.values(), key=lambda s: s.sequence).sequence
         for digest, state in self._states.items():
-            if digest not in self._continued and state.sequence != last:
+            if digest not in self._continued and state.sequence not in (0, last):
                 where = f"{layout.rounds(job.id)}/{state.sequence:06d}"
                 self._recorder.note(
                     "abandoned-sum", "No later order builds on this sum (a restart).", where

@@ -18,7 +18,7 @@ def guaranteed(facts: Mapping[str, Any]) -> Html:
         [
             tag("h2", "What is guaranteed, against whom"),
             table(head, promises(facts)),
-            tag("h3", "What is not"),
+            tag("h3", "What is not guaranteed"),
             tag("div", listed, cls="note"),
         ]
     )

@@ -49,7 +49,7 @@ def promises(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ),
         (
             "Someone who changes stored messages, ledgers or models afterwards",
-            "Nothing: the change is found.",
+            "Nothing, and the change is found.",
             "Messages are signed, ledgers are chained, and the audit recomputes every sum, every "
             "model and every ε without a server.",
         ),

@@ -7,7 +7,7 @@ CSS = """
 body{margin:0;background:var(--soft);color:var(--ink);line-height:1.5;
 font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",sans-serif}
 main{max-width:1120px;margin:0 auto;padding:32px 24px 48px}
-header p.kicker{margin:0;color:var(--accent);font-weight:600;letter-spacing:.06em;
+p.kicker{margin:0;color:var(--accent);font-weight:600;letter-spacing:.06em;
 text-transform:uppercase;font-size:.78rem}
 h1{margin:2px 0 6px;font-size:2rem;line-height:1.2;letter-spacing:-.01em}
 h2{margin:44px 0 6px;font-size:1.3rem;letter-spacing:-.005em}
