@@ -69,7 +69,8 @@ class _Secrets:
         self.mask = KeyPair.generate(csprng)
         self.share = KeyPair.generate(csprng)
         self.seed = csprng.bytes(32)
-        self.pairwise: dict[int, bytes] = {}
+        self.share_agreed: dict[int, bytes] = {}
+        self.mask_agreed: dict[int, bytes] = {}
 
     def __repr__(self) -> str:
         return "<secret>"
@@ -182,9 +183,11 @@ class SecAggClient:
             if site == self._index:
                 self._held[site] = of_seed, of_key
                 continue
-            shared = self._agree(secrets.share, u1.adverts[site].share_key, site)
-            secrets.pairwise[site] = shared
-            key = share_key(shared, u1.context, self._index, site)
+            agreed = self._agree(secrets.share, u1.adverts[site].share_key, site)
+            secrets.share_agreed[site] = agreed
+            # Needed only to mask, but a bad key must end the round before anyone has trained.
+            secrets.mask_agreed[site] = self._agree(secrets.mask, u1.adverts[site].mask_key, site)
+            key = share_key(agreed, u1.context, self._index, site)
             associated = associated_data(u1.context, self._index, site)
             sealed.append(SealedShare(site, seal_once(key, of_seed + of_key, associated)))
         commitment = u1.commitment(self._index, secrets.seed)
@@ -222,7 +225,7 @@ class SecAggClient:
         if root_of(leaf, *u1.position(dealer, self._index), item.path) != item.dealing.root:
             raise Violation("bad-path", f"site {dealer} did not sign the share delivered as its")
         # 5. It opens, and holds two field elements. From here the fault is the dealer's.
-        key = share_key(secrets.pairwise[dealer], u1.context, dealer, self._index)
+        key = share_key(secrets.share_agreed[dealer], u1.context, dealer, self._index)
         try:
             pair = open_sealed(key, item.sealed, associated_data(u1.context, dealer, self._index))
             of_seed, of_key = pair[:SHARE_SIZE], pair[SHARE_SIZE:]
@@ -247,8 +250,8 @@ class SecAggClient:
             signs = [1]
             for site in self.delivered:
                 if site != self._index:
-                    shared = self._agree(secrets.mask, u1.adverts[site].mask_key, site)
-                    keys.append(pair_mask_key(shared, u1.context, self._index, site))
+                    agreed = secrets.mask_agreed[site]
+                    keys.append(pair_mask_key(agreed, u1.context, self._index, site))
                     signs.append(1 if site > self._index else -1)
             masked = np.array(vector, order="C")
             add_masks(masked, keys, signs, threads=threads)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+from fedflow.crypto.agreement import KeyPair
 from fedflow.crypto.identity import PublicKey
 from fedflow.errors import Misuse, Refusal, Violation
 from fedflow.secagg.messages import (
@@ -50,6 +51,16 @@ def check_distinct_keys(adverts: Iterable[Advert]) -> None:
             if key in seen:
                 raise Violation("repeated-key", f"site {advert.site} advertises a key seen before")
             seen.add(key)
+
+
+def check_usable_keys(advert: Advert) -> None:
+    """No advertised key is of low order: sites would refuse the whole roster because of it."""
+    probe = KeyPair(bytes(32))
+    for key in (advert.mask_key, advert.share_key):
+        try:
+            probe.shared(key)
+        except Violation as violation:
+            raise Violation(violation.code, violation.message, blame=advert.site) from None
 
 
 @dataclass(frozen=True, slots=True)

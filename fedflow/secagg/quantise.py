@@ -42,7 +42,7 @@ class Quantiser:
         if not (np.isfinite(self.value_range) and self.value_range > 0):
             raise Misuse("value_range is a positive finite number")
         integer_limit(self.sites, self.bits)
-        if not 1e-300 < self.scale < 1e290:
+        if not 1e-290 < self.scale < 1e290:
             raise Misuse("value_range is too small or too large for fixed-point arithmetic")
 
     @property

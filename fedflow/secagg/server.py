@@ -25,6 +25,7 @@ from fedflow.secagg.cohort import (
     check_advert,
     check_distinct_keys,
     check_keys,
+    check_usable_keys,
     key_of,
     make_cohort,
 )
@@ -173,6 +174,7 @@ class SecAggServer:
         self._admit(Leg.ADVERT, advert.site)
         check_advert(advert, self._round_ctx, self._roster)
         check_distinct_keys([*self._adverts.values(), advert])
+        check_usable_keys(advert)
         if len(self._adverts) >= MAX_COHORT:
             raise Violation("cohort-full", f"a cohort has at most {MAX_COHORT} sites")
         self._adverts[advert.site] = advert

@@ -40,7 +40,8 @@ def recover_secrets(
     """Every site's secret from the answers (already shape-checked), each against its commitment.
 
     Wrong shares are left out by trying other subsets; the second value is the sites whose share
-    was wrong, as sent by them or as dealt to them. Aborted ``unrecoverable``, naming the site, when no subset gives the secret.
+    was wrong, as sent by them or as dealt to them. Aborted ``unrecoverable``, naming the site, when
+    no subset gives the secret.
     """
     shares: dict[int, dict[int, int]] = {site: {} for site, _ in kinds}
     suspects: set[int] = set()
