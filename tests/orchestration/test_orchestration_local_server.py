@@ -8,6 +8,7 @@ import os
 import socketserver
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,16 @@ from fedflow.orchestration.local_server import LocalPrefectServer
 
 
 def alive(group: int) -> bool:
+    """Whether a process of the group survives: a killed one may take a moment to go."""
+    deadline = time.monotonic() + 3
+    while running(group):
+        if time.monotonic() > deadline:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def running(group: int) -> bool:
     """Whether a process of the group still runs; a container may leave its dead unburied."""
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
