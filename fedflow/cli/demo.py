@@ -24,7 +24,7 @@ def demo(
     plan: Annotated[Path, typer.Option(help="The plan (TOML) to run.")] = PLAN,
     epsilon: Annotated[
         float, typer.Option(min=0.1, max=100, help="Privacy budget ε that each site grants.")
-    ] = 4.0,
+    ] = 3.0,
     keep_server: Annotated[
         bool, typer.Option("--keep-server", help="Leave the Prefect UI open at the end.")
     ] = False,

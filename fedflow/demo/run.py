@@ -55,7 +55,7 @@ class Demo:
         """Run it all; returns the facts. Ends every process it started, whatever happens."""
         options = self._options
         job = f"{options.plan.plan.name}-{time.strftime('%m%d-%H%M%S')}"
-        with _sigterm_as_interrupt(), ExitStack() as stack:
+        with _one_interrupt(), ExitStack() as stack:
             world = build_world(options.folder, options.plan, job, options.epsilon)
             stack.callback(world.close)
             rounds = options.plan.plan.rounds
@@ -96,7 +96,7 @@ class Demo:
         watch.note(f"Prefect UI: {server.ui_url}")
         for label in world.labels:
             self._start_worker(world, server, processes, label)
-        environment = os.environ | server.environment() | {"PREFECT_LOGGING_LEVEL": "WARNING"}
+        environment = os.environ | server.environment()
         processes.start(
             "coordinator",
             ["-m", "flows.training", world.job.id, "--coordinator", str(world.coordinator.path)],
@@ -199,14 +199,18 @@ class Demo:
 
 
 @contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Treat SIGTERM like Ctrl-C, so that both clean up."""
+def _one_interrupt() -> Iterator[None]:
+    """Ctrl-C, SIGTERM, a closed terminal: each ends the demo once, cleaning up undisturbed."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
