@@ -49,13 +49,32 @@ async def drop_state_data(response: httpx.Response) -> None:
     response.headers["content-type"] = "application/json"
 
 
+async def pace_retries(response: httpx.Response) -> None:
+    """Response hook for httpx: how long to wait is decided here, not by the server.
+
+    A Prefect server on SQLite answers 503 for the milliseconds in which another client writes;
+    Prefect's client would wait 2, 4, 8... seconds, or for as long as a header says.
+    """
+    response.headers.pop("prefect-maintenance", None)
+    response.headers.pop("retry-after", None)
+    if response.status_code in _RETRIED:
+        tries = response.request.extensions.get(_TRIES, 0)
+        response.request.extensions[_TRIES] = tries + 1
+        response.headers["retry-after"] = str(_FIRST_WAIT * 3**tries)
+
+
+_RETRIED = (429, 502, 503)
+_TRIES = "fedflow-tries"
+_FIRST_WAIT = 0.25  # seconds; five retries reach half a minute
+_HOOKS = (drop_state_data, pace_retries)
+
+
 def install(client: PrefectClient) -> None:
     """Scrub everything ``client`` receives from now on. Fails where Prefect has no such hook."""
     hooks = client._client.event_hooks
-    if drop_state_data not in hooks["response"]:
-        hooks["response"].append(drop_state_data)
-        client._client.event_hooks = hooks
-    if drop_state_data not in client._client.event_hooks["response"]:
+    hooks["response"].extend(hook for hook in _HOOKS if hook not in hooks["response"])
+    client._client.event_hooks = hooks
+    if not set(_HOOKS) <= set(client._client.event_hooks["response"]):
         raise RuntimeError("this version of Prefect does not take the response scrubber")
 
 

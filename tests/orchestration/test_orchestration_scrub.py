@@ -97,6 +97,24 @@ async def test_without_an_api_url_no_server_is_started_behind_our_back():
             pass
 
 
+async def test_the_server_does_not_decide_how_long_we_wait():
+    waits = []
+
+    def answer(request):
+        return httpx.Response(503, headers={"retry-after": "1e9", "prefect-maintenance": "true"})
+
+    client = httpx.AsyncClient(
+        transport=httpx.MockTransport(answer), event_hooks={"response": [scrub.pace_retries]}
+    )
+    async with client:
+        request = client.build_request("GET", "http://x/")
+        for _ in range(5):
+            response = await client.send(request)
+            assert "prefect-maintenance" not in response.headers
+            waits.append(float(response.headers["retry-after"]))
+    assert waits == [0.25, 0.75, 2.25, 6.75, 20.25]
+
+
 async def test_a_client_gets_one_scrubber():
     from prefect.client.orchestration import get_client
 
