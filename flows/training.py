@@ -36,6 +36,8 @@ from fedflow.orchestration.tasks import (
 #: Names the coordinator's folder (key, exchange, checkpoints) on the machine that runs the flow.
 FOLDER_VARIABLE = "FEDFLOW_COORDINATOR"
 JOIN_SECONDS = 120.0
+#: How long an aborted round waits for sites to come back before the job ends.
+RETURN_SECONDS = 30.0
 
 
 @flow(
@@ -87,12 +89,16 @@ async def training_round(live: LiveJob, sessions: SessionBook, number: int) -> N
             train_local(job.id, number, site, return_state=True) for site in runner.awaited()
         ]
         await asyncio.gather(*waiting)
-        await secure_aggregate(job.id, number, return_state=True)
+        opened = await secure_aggregate(job.id, number, return_state=True)
         if live.last is not None:
             break
-        await runner.wait_for_sites(JOIN_SECONDS)
+        why = f"round {number}: {opened.message}"
+        try:
+            await runner.wait_for_sites(RETURN_SECONDS, enough=job.plan.cohort.minimum)
+        except Aborted as error:
+            raise Aborted(error.code, f"{why}; then {error.message}") from None
     else:
-        raise Aborted("too-few-sites", f"round {number} had too few sites in every attempt")
+        raise Aborted("too-few-sites", f"{why} (attempt {attempt} of {attempt})")
 
     await update_global(job.id, number)
     runner.record(RoundRecord(number=number, attempts=attempt), live.last)

@@ -52,5 +52,5 @@ def demo(
         as_json=as_json,
     )
     facts = Demo(options, Console(stderr=as_json)).run()
-    if not facts["audit_ok"]:
+    if not facts["audit_ok"] or facts["stopped_early"]:
         raise typer.Exit(1)

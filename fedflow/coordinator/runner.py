@@ -8,6 +8,7 @@ whose model it had published.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import time
@@ -86,6 +87,7 @@ class JobRunner:
         self._resume()
         self._vector = flatten(decode_model(self._blob(self._model), self._spec))
         self._present: set[int] = set()
+        self._left: set[int] = set()
         self._hellos: set[str] = set()
         self._running: asyncio.Task[RoundResult] | None = None
         self.current: SecureRound | None = None
@@ -101,6 +103,8 @@ class JobRunner:
         return data
 
     def _resume(self) -> None:
+        # Orders already published, maybe after the last checkpoint, are dead: never reuse a number.
+        self._sequence = self._last_order()
         path = self.coordinator.state_path(self.job.id)
         if not path.exists():
             return
@@ -110,9 +114,18 @@ class JobRunner:
         self.records = [RoundRecord(**record) for record in state["rounds"]]
         self._previous = bytes.fromhex(state["previous"])
         self._model = bytes.fromhex(state["model"])
-        # Orders already published under later numbers are dead: never reuse a sequence number.
-        names = self.coordinator.exchange.list(layout.rounds(self.job.id))
-        self._sequence = max([state["sequence"], *(int(n) for n in names if n.isdigit())])
+        self._sequence = max(self._sequence, state["sequence"])
+
+    def _last_order(self) -> int:
+        """The number of the newest order with our signature in the exchange; 0 without any."""
+        exchange, name = self.coordinator.exchange, self.job.id
+        for sequence in reversed(layout.sequences(exchange.list(layout.rounds(name)))):
+            with contextlib.suppress(FedflowError):
+                data = exchange.get(layout.order(name, sequence), 1 << 16) or b""
+                order = unseal(Order, data, self.coordinator.identity.public)
+                if (order.manifest, order.sequence) == (self.job.digest, sequence):
+                    return sequence
+        return 0
 
     def checkpoint(self) -> None:
         """Make the state after a finished round durable."""
@@ -159,7 +172,7 @@ class JobRunner:
                 continue
             self._hellos.add(name)
             index = name.split("-")[0]
-            if not index.isdigit() or int(index) not in self.job.roster:
+            if not index.isdecimal() or int(index) not in self.job.roster:
                 continue
             try:
                 data = exchange.get(f"{layout.hellos(self.job.id)}/{name}", 1 << 16)
@@ -168,21 +181,27 @@ class JobRunner:
                 continue  # not that site's signature: not its presence
             if hello.manifest == self.job.digest and hello.site == int(index):
                 self._present.add(hello.site)
+                self._left.discard(hello.site)
                 self.event("site-present", site=self.job.labels[hello.site])
         return set(self._present)
 
-    async def wait_for_sites(self, seconds: float) -> set[int]:
-        """Wait until all sites of the roster are present, or ``seconds`` passed.
+    async def wait_for_sites(self, seconds: float, *, enough: int | None = None) -> set[int]:
+        """Wait until ``enough`` sites (default: all of the roster) are present, or time is up.
 
         Raises Aborted when fewer than the plan's minimum came.
         """
+        staying = len(self.job.roster) - len(self._left)
+        if staying < self.job.plan.cohort.minimum:
+            seconds = 0.0  # nobody else will come
         until = time.monotonic() + seconds
-        while len(self.look_for_sites()) < len(self.job.roster) and time.monotonic() < until:
+        wanted = len(self.job.roster) if enough is None else enough
+        while len(self.look_for_sites()) < wanted and time.monotonic() < until:
             await asyncio.sleep(0.1)
         if len(self._present) < self.job.plan.cohort.minimum:
             raise Aborted(
                 "too-few-sites",
-                f"{len(self._present)} sites joined, the plan needs {self.job.plan.cohort.minimum}",
+                f"{len(self._present)} of {len(self.job.roster)} sites are present, the plan needs "
+                f"{self.job.plan.cohort.minimum}",
             )
         return set(self._present)
 
@@ -235,14 +254,27 @@ class JobRunner:
         try:
             result = await self._running
         except Aborted as error:
-            self.event("aborted", round=self.current.order.round, reason=error.message)
-            raise
+            raise self._explained(error) from None
         finally:
             self._running = None
+            # Whoever fell silent, or left the job, is waited for again only after its next hello.
+            self._present = self.current.still_there()
+            self._left |= self.current.left_the_job()
         self._previous = labelled_hash("transcript", result.outcome.transcript.encode())
-        # Whoever is in the sum is present; whoever is not is waited for again after its next hello.
-        self._present = set(result.outcome.survivors)
         return result
+
+    def _explained(self, error: Aborted) -> Aborted:
+        """The same abort, led by the sites' refusals where there are any: they are the cause."""
+        refused: dict[str, list[str]] = {}
+        for site, code in (self.current.refusals() if self.current else {}).items():
+            refused.setdefault(code, []).append(self.job.labels[site])
+        because = "; ".join(
+            f"{', '.join(sorted(sites))} refused: {code}" for code, sites in refused.items()
+        )
+        reason = f"{because}; {error.message}" if because else error.message
+        number = self.current.order.round if self.current else 0
+        self.event("aborted", round=number, reason=reason)
+        return Aborted(error.code, reason)
 
     # ---- what the sum does
 

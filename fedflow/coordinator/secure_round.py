@@ -18,7 +18,7 @@ from fedflow.exchange import layout
 from fedflow.secagg.context import RoundContext
 from fedflow.secagg.server import Outcome, SecAggServer
 from fedflow.secagg.transcript import Transcript
-from fedflow.wire.messages import Decline, Kind, Order
+from fedflow.wire.messages import Decline, Kind, Order, leaves_job
 from fedflow.wire.sealed import seal, unseal
 
 _SMALL = 1 << 20
@@ -155,8 +155,8 @@ class SecureRound:
                 self._take_decline(site)
                 return
             where, sender = self._server.receive(data)
-            if sender != site:
-                raise Violation("wrong-place", "a site wrote into another site's place", site)
+            if (where, sender) != (leg, site):
+                raise Violation("wrong-place", "the message belongs to another place", site)
         except OSError:
             return  # the exchange is down: the deadline decides
         except FedflowError as error:
@@ -175,12 +175,15 @@ class SecureRound:
         if site in self._declined:
             return
         key = layout.up(self._job.id, self.order.sequence, "decline", site)
-        data = self._coordinator.exchange.get(key, _SMALL)
-        if data is None:
-            return
-        decline = unseal(Decline, data, self._job.roster[site])
-        if decline.order != self.order.digest() or decline.site != site:
-            raise Violation("foreign-decline", "the refusal is for another order", site)
+        try:
+            data = self._coordinator.exchange.get(key, _SMALL)
+            if data is None:
+                return
+            decline = unseal(Decline, data, self._job.roster[site])
+        except FedflowError:
+            return  # not this site's word: it does not count against the site
+        if (decline.order, decline.site) != (self.order.digest(), site):
+            return  # an older refusal, put here by somebody
         self._declined[site] = decline
         self._settle(site, SiteAnswer("refused", decline.code, decline.reason))
         self._notify("decline", site)
@@ -192,6 +195,21 @@ class SecureRound:
             else:
                 reason = "no masked update before the deadline"
                 self._settle(site, SiteAnswer("dropped", "dropped", reason))
+
+    def still_there(self) -> set[int]:
+        """Sites to wait for in the next order: in this sum, or refused just this order."""
+        in_sum = set(self._server.survivors) or {s for leg, s in self._taken if leg == "advert"}
+        staying = set(self._declined) - self.left_the_job()
+        return (in_sum - set(self._declined) - set(self._blamed)) | staying
+
+    def left_the_job(self) -> set[int]:
+        """Sites whose refusal of this order ended their part in the job."""
+        declined = self._declined.items()
+        return {site for site, d in declined if leaves_job(self.order.kind, d.code)}
+
+    def refusals(self) -> dict[int, str]:
+        """Codes of the sites that declined this order."""
+        return {site: decline.code for site, decline in self._declined.items()}
 
     def _settle(self, site: int, answer: SiteAnswer) -> None:
         if not self.answers[site].done():

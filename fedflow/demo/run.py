@@ -67,11 +67,11 @@ class Demo:
             with watch:
                 watch.note(f"everything is written to {world.folder}")
                 self._start(world, server, processes, watch)
-                self._follow(world, processes, watch, server)
+                stopped = self._follow(world, processes, watch, server)
                 watch.stage("baselines and report")
                 facts = collect_facts(world, options.plan)
                 watch.stage("auditing what the job left behind")
-                facts |= self._audit(world)
+                facts |= {"stopped_early": stopped} | self._audit(world)
                 facts["prefect_url"] = server.ui_url
                 facts["seconds_total"] = round(time.monotonic() - self._began, 1)
                 facts["report"] = str(world.report)
@@ -124,13 +124,17 @@ class Demo:
 
     def _follow(
         self, world: World, processes: Processes, watch: Watch, server: LocalPrefectServer
-    ) -> None:
-        """Show the job until it ends, with the planned outage of one site on the way."""
+    ) -> str | None:
+        """Show the job until it ends, with the planned outage of one site on the way.
+
+        Returns why it ended before its last round, None when it did not.
+        """
         drop, rounds = self._options.drop_site, self._options.plan.plan.rounds
         strike = max(2, rounds // 3)
         tail = EventTail(world.coordinator.events_path(world.job.id))
         outage = self._plan_outage(world, processes, strike)
-        away = False
+        away, rounds_done = False, 0
+        stopped_early: str | None = None
         try:
             while True:
                 ended = processes.code("coordinator")
@@ -138,6 +142,10 @@ class Demo:
                     watch.event(event)
                     if event["event"] == "end":
                         watch.stage("closing the sessions")
+                        if event["outcome"] == "aborted" and rounds_done:
+                            stopped_early = event["reason"]
+                            watch.note(f"the job ended early: {stopped_early}", "red")
+                    rounds_done += event["event"] == "round-done"
                     if outage is None or drop is None:
                         continue
                     if outage.done and not away and event["event"] == "message":
@@ -152,8 +160,9 @@ class Demo:
                     if away:
                         watch.site(drop, "no power", "red")
                 if ended is not None:
-                    processes.require_success("coordinator")
-                    return
+                    if stopped_early is None:
+                        processes.require_success("coordinator")
+                    return stopped_early
                 time.sleep(0.05)
         finally:
             if outage is not None:

@@ -15,6 +15,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 
 def job(job_id: str) -> str:
     """The root of a job."""
@@ -44,6 +47,11 @@ def hello(job_id: str, site: int, session: bytes) -> str:
 def rounds(job_id: str) -> str:
     """The folder of all orders and what answered them."""
     return f"{job(job_id)}/rounds"
+
+
+def sequences(names: Iterable[str]) -> list[int]:
+    """The order numbers among names listed in :func:`rounds`, ascending; others are ignored."""
+    return sorted(int(name) for name in names if re.fullmatch("[0-9]{6}", name))
 
 
 def order(job_id: str, sequence: int) -> str:

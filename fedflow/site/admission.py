@@ -109,6 +109,8 @@ def admit_order(admitted: Admitted, ledger: Ledger, data: bytes, sequence: int) 
         raise Refusal("policy", f"round {order.round} is beyond the plan's {plan.plan.rounds}")
     if order.dimension != admitted.dimension(kind):
         raise Violation("bad-order", "the order's vector length is not the plan's")
+    if (kind, order.round) == (Kind.TRAIN, 1) and order.model != admitted.manifest.initial_model:
+        raise Violation("wrong-model", "round 1 must train the first model that was signed")
     # (2) in time, and not open for longer than the plan allows
     left = order.deadline / 1000 - time.time()
     longest = plan.deadlines.round_seconds + 5 * plan.deadlines.leg_seconds + CLOCK_SLACK

@@ -28,6 +28,7 @@ from fedflow.site.socket_protocol import (
     Request,
     Send,
     SessionRequest,
+    SocketServer,
     Status,
     serve,
 )
@@ -69,9 +70,10 @@ class SiteAgent:
     async def run(self, *, without_prefect: bool = False) -> None:
         """Serve until cancelled. Without Prefect, follow jobs announced in the exchange instead."""
         warm = asyncio.create_task(self._trainer.start())
-        server = await serve(self._site.socket, self._handle)
-        log.info("site %s listens at %s", self._site.settings.label, self._site.socket)
+        server: SocketServer | None = None
         try:
+            server = await serve(self._site.socket, self._handle)
+            log.info("site %s listens at %s", self._site.settings.label, self._site.socket)
             if without_prefect:
                 await self._follow_exchange()
             else:
@@ -81,7 +83,8 @@ class SiteAgent:
             if self._running is not None:
                 self._running.task.cancel()
                 await asyncio.gather(self._running.task, return_exceptions=True)
-            await server.close()
+            if server is not None:
+                await server.close()
             await self._trainer.close()
             self._ledger.close()
 

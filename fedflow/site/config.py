@@ -26,6 +26,8 @@ from fedflow.privacy.ledger import Ledger
 from fedflow.settings_file import load_toml
 from fedflow.site.policy import Policy, load_policy, template
 
+PASSPHRASE_VARIABLE = "FEDFLOW_KEY_PASSPHRASE"  # noqa: S105  (a name, not a value)
+
 SITE_TEMPLATE = """\
 # A fedflow site. Relative paths are relative to this folder.
 label = "{label}"          # the name in rosters and in Prefect: lower-case letters, digits, dashes
@@ -103,7 +105,7 @@ def init_site(
         raise
     (path / "policy.toml").write_text(policy if policy is not None else template())
     identity = Identity.generate()
-    identity.save(path / "identity.pem")
+    identity.save(path / "identity.pem", _passphrase())
     Ledger.create(path / "ledger.sqlite", identity, label).close()
     return identity
 
@@ -119,7 +121,14 @@ def open_site(path: Path) -> SiteFolder:
     if not (path / "policy.toml").is_file():
         raise Refusal("no-policy", f"{path} has no policy.toml: without a policy all is refused")
     policy = load_policy(path / "policy.toml")
-    return SiteFolder(path.resolve(), settings, policy, Identity.load(path / "identity.pem"))
+    identity = Identity.load(path / "identity.pem", _passphrase())
+    return SiteFolder(path.resolve(), settings, policy, identity)
+
+
+def _passphrase() -> bytes | None:
+    """What protects the site's key file, from the operator's environment; None for nothing."""
+    value = os.environ.get(PASSPHRASE_VARIABLE)
+    return value.encode() if value else None
 
 
 def lock_site(path: Path) -> IO[str]:

@@ -37,6 +37,7 @@ _FIXED = {
     "non-finite": "local training gave a value that is not finite; nothing was released",
 }
 
+#: Bytes of UTF-8: what a Decline and the worker's socket hold, whatever the sentence's alphabet.
 MAX_REASON = 480
 
 
@@ -47,7 +48,9 @@ def public_reason(error: BaseException) -> tuple[str, str]:
     if error.code in _FIXED:
         return error.code, _FIXED[error.code]
     if error.code in _AS_WRITTEN:
-        return error.code, " ".join(error.message.split())[:MAX_REASON]
+        plain = "".join(c if c.isprintable() else " " for c in error.message)
+        sentence = " ".join(plain.split()).encode(errors="replace")
+        return error.code, sentence[:MAX_REASON].decode(errors="ignore")
     if isinstance(error, Violation):
         return error.code, "the site received something the protocol forbids; see the site's log"
     return error.code, "the site refused; the cause is in the site's log"

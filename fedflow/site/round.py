@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,17 +26,28 @@ from fedflow.secagg.client import SecAggClient
 from fedflow.secagg.context import RoundContext
 from fedflow.secagg.quantise import Quantiser, encode_integers, integer_limit
 from fedflow.site.admission import Admitted
-from fedflow.site.training_client import TrainingClient
 from fedflow.wire.messages import Kind, Order
 
 MAX_MODEL_BYTES = 1 << 30
 MAX_LEG_BYTES = 1 << 20
+
+#: How often a waiting site looks whether its order was given up meanwhile (seconds).
+OVER_SECONDS = 0.5
 
 Progress = Callable[[int, str], Awaitable[None]]
 
 
 class Missed(Exception):
     """The round went on without this site, or ended. Says at which leg."""
+
+
+class Trainer(Protocol):
+    """Whatever trains and evaluates: a process of its own in a real site."""
+
+    async def run(
+        self, task: str, *, workload: str, data: Path, plan: bytes, model: bytes = b""
+    ) -> npt.NDArray[Any]:
+        """The vector of ``train`` (float32) or ``evaluate`` (int64), none of ``check``."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +58,28 @@ class SiteServices:
     exchange: Exchange
     ledger: Ledger
     facts: SqliteFacts
-    trainer: TrainingClient
+    trainer: Trainer
     poll_seconds: float
 
 
+def _never() -> bool:
+    return False
+
+
 async def fetch(
-    exchange: Exchange, key: str, *, until: float, poll: float, limit: int = MAX_LEG_BYTES
+    exchange: Exchange,
+    key: str,
+    *,
+    until: float,
+    poll: float,
+    limit: int = MAX_LEG_BYTES,
+    over: Callable[[], bool] = _never,
 ) -> bytes:
-    """Wait for an object; Missed when it is not there at ``until`` (seconds since the epoch)."""
+    """Wait for an object; Missed when it is not there at ``until`` (seconds since the epoch).
+
+    Missed earlier once ``over`` says that nobody will put it any more.
+    """
+    look = time.monotonic() + OVER_SECONDS
     while True:
         try:
             data = exchange.get(key, limit)
@@ -63,7 +89,21 @@ async def fetch(
             return data
         if time.time() >= until:
             raise Missed(key)
+        if time.monotonic() >= look:
+            if over():
+                raise Missed(key)
+            look = time.monotonic() + OVER_SECONDS
         await asyncio.sleep(poll)
+
+
+def is_there(exchange: Exchange, key: str) -> bool:
+    """Whether ``key`` is taken, by whatever bytes; False while the exchange is down."""
+    try:
+        return exchange.get(key, MAX_LEG_BYTES) is not None
+    except Violation:
+        return True
+    except OSError:
+        return False
 
 
 async def send(exchange: Exchange, key: str, payload: bytes, *, until: float, poll: float) -> None:
@@ -85,9 +125,14 @@ async def take_part(
     kind, until = Kind(order.kind), order.deadline / 1000
     exchange, poll, name = services.exchange, services.poll_seconds, job.manifest.job
 
-    async def down(leg: str, site: int | None, limit: int = MAX_LEG_BYTES) -> bytes:
+    def over() -> bool:
+        # A coordinator that ordered the next sum, or ended the job, has given up this one.
+        later = (layout.order(name, order.sequence + 1), layout.end(name))
+        return time.time() >= until or any(is_there(exchange, key) for key in later)
+
+    async def down(leg: str, site: int | None) -> bytes:
         key = layout.down(name, order.sequence, leg, site)
-        return await fetch(exchange, key, until=until, poll=poll, limit=limit)
+        return await fetch(exchange, key, until=until, poll=poll, over=over)
 
     async def up(leg: str, payload: bytes) -> None:
         key = layout.up(name, order.sequence, leg, job.index)
@@ -118,6 +163,8 @@ async def take_part(
             training.cancel()
             await asyncio.gather(training, return_exceptions=True)
 
+    if over():
+        raise Missed("masked")  # before anything is charged for it
     masked = client.mask(words)
     services.ledger.reserve(
         job.account(kind),

@@ -29,6 +29,7 @@ from fedflow.wire.messages import (
     Kind,
     Order,
     labelled_hash,
+    leaves_job,
 )
 from fedflow.wire.sealed import seal, unseal
 
@@ -71,7 +72,7 @@ class Session:
         """Take part until the job ends; never raises but for cancellation."""
         try:
             admitted = await self._admit()
-            return await self._answer_orders(admitted)
+            return await self._answer_orders(admitted, await self._where_to_join(admitted))
         except asyncio.CancelledError:
             return SessionEnd("cancelled", "cancelled", "ended on request")
         except Missed:
@@ -139,8 +140,7 @@ class Session:
                 "a budget is never rewritten, so the policy must match the ledger",
             )
 
-    async def _answer_orders(self, job: Admitted) -> SessionEnd:
-        sequence = self._where_to_join()
+    async def _answer_orders(self, job: Admitted, sequence: int) -> SessionEnd:
         while True:
             data = await self._next(job, sequence)
             if isinstance(data, SessionEnd):
@@ -159,32 +159,45 @@ class Session:
                 log.exception("order %d: %s", sequence, error.code)
                 code, reason = public_reason(error)
                 await self._decline(job, data, sequence, code, reason)
-                if code == "budget-exhausted":
+                # Only an order that verified can have been refused for lack of budget.
+                if code == "budget-exhausted" and leaves_job(peek_order(data).kind, code):
                     return SessionEnd("refused", code, reason)
             except OSError:
                 log.exception("order %d: the exchange or the disk failed", sequence)
             sequence += 1
 
-    def _where_to_join(self) -> int:
+    async def _where_to_join(self, job: Admitted) -> int:
         """The newest order that is still open, else the one after it (1 in a fresh job)."""
-        names = [n for n in self._services.exchange.list(layout.rounds(self._job)) if n.isdigit()]
-        if not names:
-            return 1
-        newest = max(int(name) for name in names)
-        with contextlib.suppress(FedflowError, OSError):
-            data = self._services.exchange.get(layout.order(self._job, newest), 1 << 16)
-            if data is None or peek_order(data).deadline / 1000 > time.time():
-                return newest
-        return newest + 1
+        exchange = self._services.exchange
+        while True:
+            try:
+                for sequence in reversed(layout.sequences(exchange.list(layout.rounds(self._job)))):
+                    # Whoever can write to the exchange can invent folders: only orders count.
+                    with contextlib.suppress(FedflowError):
+                        data = exchange.get(layout.order(self._job, sequence), 1 << 16) or b""
+                        order = unseal(Order, data, job.coordinator)
+                        if (order.manifest, order.sequence) == (job.digest, sequence):
+                            still_open = order.deadline / 1000 > time.time()
+                            return sequence if still_open else sequence + 1
+                return 1
+            except OSError:
+                if time.time() > job.manifest.not_after:
+                    return 1
+                await asyncio.sleep(max(self._services.poll_seconds, 0.2))
 
     async def _next(self, job: Admitted, sequence: int) -> bytes | SessionEnd:
         """The next order's bytes, or how the job ended. An unreachable exchange is waited for."""
         exchange = self._services.exchange
         while time.time() <= job.manifest.not_after:
-            with contextlib.suppress(OSError, Violation):
+            try:
                 data = exchange.get(layout.order(self._job, sequence), 1 << 16)
-                if data is not None:
-                    return data
+            except Violation:
+                data = b""  # a damaged order is an order that cannot be admitted
+            except OSError:
+                data = None
+            if data is not None:
+                return data
+            with contextlib.suppress(OSError, Violation):
                 end = exchange.get(layout.end(self._job), 1 << 16)
                 if end is not None:
                     message = unseal(JobEnd, end, job.coordinator)

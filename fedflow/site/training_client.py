@@ -97,9 +97,12 @@ class TrainingClient:
         if process.stdin is None:
             raise TrainingFailed("training-failed", "the training process has no input")
         text = json.dumps(header).encode()
-        process.stdin.write(len(text).to_bytes(4, "big") + text + len(model).to_bytes(8, "big"))
-        process.stdin.write(model)
-        await process.stdin.drain()
+        try:
+            process.stdin.write(len(text).to_bytes(4, "big") + text + len(model).to_bytes(8, "big"))
+            process.stdin.write(model)
+            await process.stdin.drain()
+        except ConnectionError:  # an OSError, but not the exchange's
+            raise TrainingFailed("training-died", "the training process ended") from None
         return await self._read(process)
 
     @staticmethod
@@ -116,6 +119,8 @@ class TrainingClient:
             if size > MAX_PAYLOAD or not isinstance(header, dict):
                 raise Violation("bad-frame", "the training process sent a broken frame")
             return header, await stream.readexactly(size)
+        except ValueError:
+            raise Violation("bad-frame", "the training process sent a broken frame") from None
         except (asyncio.IncompleteReadError, ConnectionError):
             raise TrainingFailed("training-died", "the training process ended") from None
 

@@ -161,6 +161,14 @@ class Decline(Message, type_id=6):
     reason: Annotated[str, Text(500)]
 
 
+def leaves_job(kind: int, code: str) -> bool:
+    """Whether a site that declines an order with ``code`` takes no further part in the job.
+
+    Without budget to train there is nothing left for it to do; any other refusal is for one order.
+    """
+    return kind == Kind.TRAIN and code == "budget-exhausted"
+
+
 @dataclass(frozen=True, slots=True)
 class JobEnd(Message, type_id=7):
     """The coordinator closes the job; sites end their session."""
