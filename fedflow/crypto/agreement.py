@@ -17,6 +17,11 @@ SUITE_X25519 = 1
 PUBLIC_SIZE = 32
 
 
+def clamped(private: bytes) -> bytes:
+    """The one form of a private key: RFC 7748 section 5 fixes five bits that the curve ignores."""
+    return bytes((private[0] & 248, *private[1:31], private[31] & 127 | 64))
+
+
 class KeyPair:
     """One X25519 key pair. ``private`` and ``public`` are 32 raw bytes each."""
 
@@ -31,8 +36,8 @@ class KeyPair:
 
     @classmethod
     def generate(cls, csprng: Csprng) -> Self:
-        """A new pair; the private key is 32 bytes of ``csprng``."""
-        return cls(csprng.bytes(32))
+        """A new pair; the private key is 32 bytes of ``csprng``, clamped."""
+        return cls(clamped(csprng.bytes(32)))
 
     def __repr__(self) -> str:
         return "KeyPair(<secret>)"

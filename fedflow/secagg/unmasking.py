@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from fedflow.crypto.agreement import KeyPair
+from fedflow.crypto.agreement import KeyPair, clamped
 from fedflow.crypto.csprng import Csprng
 from fedflow.crypto.kdf import pair_mask_key, self_mask_key
 from fedflow.crypto.masks import add_masks
@@ -27,7 +27,8 @@ def matches(cohort: Cohort, site: int, kind: int, secret: bytes, commitment: byt
     """Whether ``secret`` is what ``site`` committed to: its seed, or its private mask key."""
     if kind == SELF_MASK:
         return cohort.commitment(site, secret) == commitment
-    return KeyPair(secret).public == cohort.adverts[site].mask_key
+    # One form only, or a transcript could be changed where X25519 does not look.
+    return secret == clamped(secret) and KeyPair(secret).public == cohort.adverts[site].mask_key
 
 
 def recover_secrets(
