@@ -16,20 +16,6 @@ from fedflow.exchange import Exchange, layout
 from fedflow.secagg.cohort import verify_cohort
 from fedflow.secagg.context import RoundContext
 from fedflow.secagg.messages import MASKED_LABEL, Masked, Roster, vector_hash
-from fedflow.wire.messages import Order
-
-
-def round_context(job: JobEvidence, order: Order) -> bytes:
-    """The 32 bytes that name the round of ``order``."""
-    return RoundContext(
-        manifest_hash=job.digest,
-        order_hash=order.digest(),
-        round=order.round,
-        attempt=order.attempt,
-        kind=order.kind,
-        model_hash=order.model,
-        previous_transcript=order.previous,
-    ).digest()
 
 
 def read_masked(
@@ -70,7 +56,7 @@ def _stated_context(
             return None
         return verify_cohort(
             Roster.decode(data).adverts,
-            round_ctx=round_context(job, found.order),
+            round_ctx=RoundContext.of(found.order).digest(),
             roster={e.index: roster.keys[e.index] for e in job.manifest.roster},
             colluders=job.plan.cohort.colluders,
             minimum=job.plan.cohort.minimum,

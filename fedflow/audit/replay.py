@@ -32,7 +32,7 @@ from fedflow.audit.evidence import (
     site_number,
 )
 from fedflow.audit.findings import Recorder
-from fedflow.audit.masked import prove_masked, read_masked, round_context
+from fedflow.audit.masked import prove_masked, read_masked
 from fedflow.audit.roster import PinnedRoster
 from fedflow.errors import Violation
 from fedflow.exchange import Exchange, layout
@@ -47,6 +47,7 @@ from fedflow.learning.model_file import (
     unflatten,
 )
 from fedflow.learning.strategy import apply
+from fedflow.secagg.context import RoundContext
 from fedflow.secagg.quantise import Quantiser
 from fedflow.secagg.transcript import Transcript, recompute_sum, verify_transcript
 from fedflow.wire.messages import Countersignature, JobEnd, Kind, Order
@@ -165,7 +166,7 @@ class Replay:
             transcript = unseal(Transcript, data, self._roster.coordinator)
             verify_transcript(
                 transcript,
-                round_ctx=round_context(job, found.order),
+                round_ctx=RoundContext.of(found.order).digest(),
                 roster={e.index: self._roster.keys[e.index] for e in job.manifest.roster},
                 colluders=job.plan.cohort.colluders,
                 minimum=job.plan.cohort.minimum,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from fedflow.crypto.identity import Identity, PublicKey
 from fedflow.errors import InputError, Refusal, Violation
 from fedflow.exchange import Exchange, layout
-from fedflow.learning.model_file import ModelSpec, flatten, model_digest
+from fedflow.learning.model_file import ModelSpec, model_digest
 from fedflow.learning.plan import Plan
 from fedflow.secagg.params import Thresholds
 from fedflow.wire.messages import JOB_ID, Manifest, RosterEntry
@@ -103,8 +104,6 @@ def load_job(exchange: Exchange, job: str, authority: PublicKey) -> Job:
 
 def write_roster(path: Path, job: Job, authority: PublicKey) -> None:
     """The keys an auditor pins, as JSON: authority, coordinator and sites."""
-    import json
-
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
         json.dumps(
@@ -119,6 +118,3 @@ def write_roster(path: Path, job: Job, authority: PublicKey) -> None:
             indent=2,
         )
     )
-
-
-__all__ = ["Job", "create_job", "flatten", "load_job", "write_roster"]

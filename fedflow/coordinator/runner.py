@@ -33,6 +33,7 @@ from fedflow.learning.model_file import (
 from fedflow.learning.strategy import apply
 from fedflow.privacy.plan_cost import is_evaluated
 from fedflow.secagg.quantise import Quantiser, decode_integers
+from fedflow.wire.codec import plain_text
 from fedflow.wire.messages import Hello, JobEnd, Kind, Order, labelled_hash
 from fedflow.wire.sealed import seal, unseal
 
@@ -323,10 +324,8 @@ class JobRunner:
 
     def close(self, outcome: str, reason: str) -> None:
         """Tell the sites that the job is over."""
-        message = JobEnd(self.job.digest, self._sequence, outcome, reason, self._model)
+        sentence = plain_text(reason, 500)  # it may list many sites
+        message = JobEnd(self.job.digest, self._sequence, outcome, sentence, self._model)
         key = layout.end(self.job.id)
         self.coordinator.exchange.put(key, seal(self.coordinator.identity, message))
         self.event("end", outcome=outcome, reason=reason)
-
-
-__all__ = ["Aborted", "JobRunner", "RoundRecord"]

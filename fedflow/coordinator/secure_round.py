@@ -13,11 +13,10 @@ from dataclasses import dataclass
 
 from fedflow.coordinator.job import Job
 from fedflow.coordinator.settings import CoordinatorFolder
-from fedflow.errors import Aborted, FedflowError, Violation
+from fedflow.errors import FedflowError, Violation
 from fedflow.exchange import layout
 from fedflow.secagg.context import RoundContext
 from fedflow.secagg.server import Outcome, SecAggServer
-from fedflow.secagg.transcript import Transcript
 from fedflow.wire.messages import Decline, Kind, Order, leaves_job
 from fedflow.wire.sealed import seal, unseal
 
@@ -60,17 +59,8 @@ class SecureRound:
         self._coordinator, self._job, self.order = coordinator, job, order
         self._expected = set(expected)
         self._notify = notify
-        context = RoundContext(
-            manifest_hash=job.digest,
-            order_hash=order.digest(),
-            round=order.round,
-            attempt=order.attempt,
-            kind=order.kind,
-            model_hash=order.model,
-            previous_transcript=order.previous,
-        )
         self._server = SecAggServer(
-            round_ctx=context.digest(),
+            round_ctx=RoundContext.of(order).digest(),
             roster=job.roster,
             colluders=job.plan.cohort.colluders,
             minimum=job.plan.cohort.minimum,
@@ -223,6 +213,3 @@ class SecureRound:
     def kind(self) -> Kind:
         """Training or evaluation."""
         return Kind(self.order.kind)
-
-
-__all__ = ["Aborted", "RoundResult", "SecureRound", "SiteAnswer", "Transcript"]

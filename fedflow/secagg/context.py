@@ -7,9 +7,10 @@ their sum is noise (Pasquini, Francati, Ateniese, CCS 2022, describe the attack 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 from fedflow.wire.codec import U8, U32, Bytes32, Message
-from fedflow.wire.messages import labelled_hash
+from fedflow.wire.messages import Order, labelled_hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,19 @@ class RoundContext:
     kind: int
     model_hash: bytes
     previous_transcript: bytes
+
+    @classmethod
+    def of(cls, order: Order) -> Self:
+        """The context of the round that ``order`` asks for."""
+        return cls(
+            manifest_hash=order.manifest,
+            order_hash=order.digest(),
+            round=order.round,
+            attempt=order.attempt,
+            kind=order.kind,
+            model_hash=order.model,
+            previous_transcript=order.previous,
+        )
 
     def digest(self) -> bytes:
         """32 bytes that name the round. Misuse when a field has the wrong size.

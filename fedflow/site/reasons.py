@@ -9,6 +9,7 @@ site's own log.
 from __future__ import annotations
 
 from fedflow.errors import FedflowError, Violation
+from fedflow.wire.codec import plain_text
 
 #: Codes whose own sentence holds only public numbers and names.
 _AS_WRITTEN = frozenset(
@@ -25,7 +26,6 @@ _AS_WRITTEN = frozenset(
         "manifest-mismatch",
         "too-few-sites",
         "replayed-order",
-        "job-over",
     }
 )
 
@@ -34,6 +34,7 @@ _FIXED = {
     " the site's log",
     "training-died": "local training ended without a result",
     "training-failed": "local training failed; the cause is in the site's log",
+    "bad-model": "the model file is not one that this workload accepts",
     "non-finite": "local training gave a value that is not finite; nothing was released",
 }
 
@@ -47,10 +48,7 @@ def public_reason(error: BaseException) -> tuple[str, str]:
         return "internal", f"unexpected {type(error).__name__} at the site; see the site's log"
     if error.code in _FIXED:
         return error.code, _FIXED[error.code]
-    if error.code in _AS_WRITTEN:
-        plain = "".join(c if c.isprintable() else " " for c in error.message)
-        sentence = " ".join(plain.split()).encode(errors="replace")
-        return error.code, sentence[:MAX_REASON].decode(errors="ignore")
-    if isinstance(error, Violation):
-        return error.code, "the site received something the protocol forbids; see the site's log"
+    # A Violation describes what a peer sent, which the peer knows: it names no local data.
+    if error.code in _AS_WRITTEN or isinstance(error, Violation):
+        return error.code, plain_text(error.message, MAX_REASON)
     return error.code, "the site refused; the cause is in the site's log"

@@ -188,17 +188,8 @@ async def take_part(
 
 
 def _client(services: SiteServices, job: Admitted, order: Order) -> SecAggClient:
-    context = RoundContext(
-        manifest_hash=job.digest,
-        order_hash=order.digest(),
-        round=order.round,
-        attempt=order.attempt,
-        kind=order.kind,
-        model_hash=order.model,
-        previous_transcript=order.previous,
-    )
     return SecAggClient(
-        round_ctx=context.digest(),
+        round_ctx=RoundContext.of(order).digest(),
         index=job.index,
         identity=services.identity,
         roster=job.roster,
