@@ -43,7 +43,6 @@ def start(
     no_prefect: Annotated[
         bool, typer.Option("--no-prefect", help="Follow signed jobs in the exchange, no worker.")
     ] = False,
-    tied: Annotated[bool, typer.Option("--tied", hidden=True)] = False,
 ) -> None:
     """Run the site's agent until Ctrl-C or SIGTERM."""
     site = open_site(folder)
@@ -56,7 +55,7 @@ def start(
             f"--pool {site.settings.label} --install-policy never",
             soft_wrap=True,
         )
-    run_agent(folder, without_prefect=no_prefect, tied_to_parent=tied)
+    run_agent(folder, without_prefect=no_prefect)
 
 
 @app.command(epilog="Example: fedflow site status ./site-berlin")

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 from fedflow.errors import Refusal
+from fedflow.tied import tied_command
 
 _GRACE_SECONDS = 5.0
-
-
-def _tie_to_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 class Processes:
@@ -33,13 +27,12 @@ class Processes:
         """Start ``python ARGUMENTS`` as ``name``; its output goes to ``logs/NAME.log``."""
         with open(self._logs / f"{name}.log", "ab") as log:
             self._running[name] = subprocess.Popen(
-                [sys.executable, *arguments],
+                tied_command(arguments),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment,
                 start_new_session=True,
-                preexec_fn=_tie_to_parent,
             )
 
     def kill(self, name: str) -> None:

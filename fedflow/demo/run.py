@@ -106,7 +106,7 @@ class Demo:
 
     @staticmethod
     def _start_agent(world: World, processes: Processes, label: str) -> None:
-        arguments = ["-m", "fedflow.cli.main", "site", "start", str(world.site(label)), "--tied"]
+        arguments = ["-m", "fedflow.cli.main", "site", "start", str(world.site(label))]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
         processes.start(label, arguments, environment)
 

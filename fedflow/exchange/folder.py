@@ -33,7 +33,7 @@ class FsspecExchange:
         except FileExistsError:
             # A stored object that is not these bytes is someone else's, or damaged: either way
             # this name is taken.
-            if self._fs.cat_file(path) != data:
+            if self._size(path) != len(data) or self._fs.cat_file(path) != data:
                 raise Violation("already-put", f"{key} is taken by other bytes") from None
 
     def _create(self, path: str, data: bytes) -> None:
@@ -58,11 +58,19 @@ class FsspecExchange:
         """Read, refusing before reading what is larger than ``limit``."""
         path = f"{self._root}/{check_key(key)}"
         try:
-            if self._fs.size(path) > limit + HEADER:
+            size = self._size(path)
+            if size is None:
+                raise Violation("not-an-object", f"{key} is not a file")
+            if size > limit + HEADER:
                 raise Violation("too-long", f"{key} is larger than the {limit} bytes allowed")
             return unframe(self._fs.cat_file(path, 0, limit + HEADER + 1))
         except FileNotFoundError:
             return None
+
+    def _size(self, path: str) -> int | None:
+        """Bytes of a stored file; None for what is no file: reading a pipe would never end."""
+        info = self._fs.info(path)
+        return int(info["size"]) if info["type"] == "file" else None
 
     def list(self, prefix: str) -> list[str]:
         """Children of a folder, without files still being written."""

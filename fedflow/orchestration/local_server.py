@@ -12,7 +12,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -20,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fedflow.errors import Misuse, Refusal
+from fedflow.tied import tied_command
 
 Progress = Callable[[float], None]
 
@@ -171,7 +171,7 @@ class LocalPrefectServer:
             "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
             **{f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in _IDLE_SERVICES},
         }
-        command = [sys.executable, "-m", "prefect", "server", "start"]
+        command = tied_command(["-m", "prefect", "server", "start"])
         command += ["--host", _HOST, "--port", str(self.port)]
         with open(self.log, "ab") as log:
             self._process = subprocess.Popen(

@@ -32,7 +32,6 @@ from fedflow.site.socket_protocol import (
     Status,
     serve,
 )
-from fedflow.site.trainer import die_with_parent
 from fedflow.site.training_client import TrainingClient
 
 log = logging.getLogger("fedflow.site")
@@ -163,13 +162,11 @@ class SiteAgent:
             await asyncio.sleep(max(self._services.poll_seconds, 1.0))
 
 
-def run_agent(path: Path, *, without_prefect: bool = False, tied_to_parent: bool = False) -> None:
+def run_agent(path: Path, *, without_prefect: bool = False) -> None:
     """Run the daemon of the site in ``path`` until SIGTERM or Ctrl-C.
 
     Raises Refusal when another agent holds the folder, InputError when the folder is not usable.
     """
-    if tied_to_parent:
-        die_with_parent()
     site = open_site(path)
     lock = lock_site(path)
     handler = logging.FileHandler(site.log_path)

@@ -12,7 +12,6 @@ Request header: ``task`` (check, train, evaluate), ``workload``, ``data`` (path)
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -24,10 +23,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fedflow.errors import FedflowError, Misuse, Refusal, Violation
+from fedflow.tied import die_with_parent
 
 MAX_HEADER = 1 << 20
 MAX_PAYLOAD = 1 << 31
-_PR_SET_PDEATHSIG = 1
 
 
 def write_frame(stream: BinaryIO, header: dict[str, Any], payload: bytes = b"") -> None:
@@ -58,12 +57,6 @@ def _exactly(stream: BinaryIO, size: int) -> bytes:
     if len(data) != size:
         raise Violation("bad-frame", "the training process ended in the middle of a frame")
     return data
-
-
-def die_with_parent() -> None:
-    """Have the kernel end this process when its parent ends (Linux; elsewhere the pipe closes)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def perform(request: dict[str, Any], model: bytes) -> npt.NDArray[Any]:

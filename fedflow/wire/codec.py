@@ -145,6 +145,12 @@ def _printable(value: str) -> bool:
     return all(c.isprintable() for c in value)
 
 
+def plain_text(value: str, most: int) -> str:
+    """``value`` as one line that a ``Text(most)`` field holds: cut at ``most`` bytes of UTF-8."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in value).split())
+    return line.encode()[:most].decode(errors="ignore")
+
+
 @dataclasses.dataclass(frozen=True)
 class ListOf:
     """At most ``most`` items of one kind, read back as a tuple."""

@@ -157,7 +157,7 @@ async def test_a_site_that_comes_late_joins_the_running_job(tmp_path):
 
 async def test_too_few_sites_at_the_start_abort_by_name(fast):
     fast.start("alpha", "beta")
-    with pytest.raises(Aborted, match="2 sites joined, the plan needs 3"):
+    with pytest.raises(Aborted, match="2 of 4 sites are present, the plan needs 3"):
         await drive(fast.runner(), join_seconds=0.3)
 
 
