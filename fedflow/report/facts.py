@@ -25,6 +25,8 @@ class RoundFacts(TypedDict, total=False):
     number: int
     sites: list[str]
     dropped: list[str]
+    recovered: list[str]
+    absent: list[str]
     refused: dict[str, str]
     seconds: float
     training_seconds: float
@@ -60,6 +62,7 @@ class ReportFacts(TypedDict, total=False):
     prefect_url: str
     machine: dict[str, Any]
     seconds_total: float | None
+    stopped_early: str | None
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,11 @@ def headline(facts: Mapping[str, Any]) -> Html:
         _audit_tile(facts),
         _time(facts, s),
     ]
-    return join([tag("div", *tiles, cls="tiles"), verdict(facts)])
+    parts = [tag("div", *tiles, cls="tiles"), verdict(facts)]
+    if facts.get("stopped_early"):
+        line = f"The job ended before its last round: {facts['stopped_early']}"
+        parts.append(tag("div", tag("p", line), cls="verdict bad"))
+    return join(parts)
 
 
 def verdict(facts: Mapping[str, Any]) -> Html:
@@ -259,7 +263,9 @@ def rounds(facts: Mapping[str, Any]) -> Html:
         tag("span", CROSS, cls="mark bad"),
         " dropped out; the round completed without it\u2003\u2003",
         tag("span", "R", cls="mark warn"),
-        " refused by its own policy or budget",
+        " refused by its own policy or budget\u2003\u2003",
+        tag("span", DOT, cls="mark"),
+        " not there when the round began",
         cls="note",
     )
     return join([tag("h2", "Round by round"), legend, table(head, rows)])

@@ -119,7 +119,10 @@ def remarks(r: Mapping[str, Any]) -> str:
     if r.get("aborted"):
         parts.append(f"aborted: {r.get('reason') or 'no reason given'}")
     if r.get("dropped"):
-        parts.append(f"without {words.names(list(r['dropped']))}")
+        recovered = " (masks recovered)" if r.get("recovered") else ""
+        parts.append(f"lost {words.names(list(r['dropped']))}{recovered}")
+    if r.get("absent"):
+        parts.append(f"{words.names(list(r['absent']))} away")
     parts += [f"{n} refused: {why}" for n, why in (r.get("refused") or {}).items()]
     return "; ".join(parts)
 
@@ -127,6 +130,8 @@ def remarks(r: Mapping[str, Any]) -> str:
 def closing(facts: Mapping[str, Any]) -> Text:
     """The audit's result and where to look next."""
     ok, out = facts.get("audit_ok"), Text()
+    if facts.get("stopped_early"):
+        out.append(f"the job ended early: {facts['stopped_early']}\n", style="bold red")
     if ok is None:
         out.append("audit not run\n", style="yellow")
     else:

@@ -36,6 +36,7 @@ def sample_facts(rounds: int = 14) -> dict[str, Any]:
                 "number": i + 1,
                 "sites": here,
                 "dropped": dropped,
+                "recovered": dropped,
                 "refused": refused,
                 "seconds": 2.9 + 0.13 * (i % 4) + (1.9 if dropped else 0),
                 "training_seconds": 1.7 + 0.07 * (i % 3),

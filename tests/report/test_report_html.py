@@ -212,3 +212,10 @@ def test_an_audit_alone_is_a_page_without_scripts(tmp_path):
     report["findings"][0]["severity"] = "error"
     page = Page(write_audit(report, tmp_path / "audit.html").read_text(encoding="utf-8"))
     assert "Not verified: 1 error found." in page.text
+
+
+def test_a_job_that_ended_early_says_so_first():
+    facts = {**sample_facts(), "stopped_early": "round 8: <too few> sites"}
+    page = render_html(facts)
+    assert "ended before its last round: round 8: &lt;too few&gt; sites" in page
+    assert "ended before its last round" not in render_html(sample_facts())

@@ -25,7 +25,7 @@ def test_tables_show_the_same_facts_as_the_report():
         "0.672",
         "+0.019",
         "2.91",
-        "without site-4",
+        "lost site-4 (masks recovered)",
         "site-6 refused: budget exhausted",
         "audit verified",
         "/tmp/fedflow-demo/report.html",
