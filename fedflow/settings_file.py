@@ -232,3 +232,8 @@ def _has(data: Any, loc: Loc) -> bool:
             return False
         data = data[part]
     return True
+
+
+def toml_string(value: str) -> str:
+    """``value`` as a TOML basic string. JSON's escapes are a subset of TOML's, but for U+007F."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

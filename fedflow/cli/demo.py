@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from fedflow.errors import InputError
+from fedflow.learning.plan import load_plan
 
 PLAN = Path(__file__).parents[2] / "flows" / "plans" / "randhie.toml"
 
@@ -33,9 +34,6 @@ def demo(
     ] = False,
 ) -> None:
     """Train one model over six sites on this machine: real processes, real protocol, real data."""
-    from fedflow.demo.run import Demo, Options  # heavy: torch and Prefect
-    from fedflow.learning.plan import load_plan
-
     labels = [f"site-{number}" for number in range(1, 7)]
     if drop_site not in [*labels, "none"]:
         raise InputError(
@@ -43,8 +41,11 @@ def demo(
             field="--drop-site",
             allowed=", ".join([*labels, "none"]),
         )
+    loaded = load_plan(plan)
+    from fedflow.demo.run import Demo, Options  # heavy: torch and Prefect
+
     options = Options(
-        plan=load_plan(plan),
+        plan=loaded,
         folder=folder or Path(f"fedflow-demo-{time.strftime('%Y%m%d-%H%M%S')}"),
         epsilon=epsilon,
         drop_site=None if drop_site == "none" else drop_site,

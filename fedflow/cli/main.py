@@ -52,9 +52,10 @@ def main() -> None:
         word = {Violation: "not valid", Misuse: "internal error"}.get(type(error), "refused")
         Console(stderr=True).print(Text.assemble((f"fedflow: {word}: ", "bold red"), str(error)))
         sys.exit(EXIT_BUG if isinstance(error, Misuse) else EXIT_REFUSED)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("fedflow: interrupted; everything that was started has ended")
-        sys.exit(EXIT_INTERRUPTED)
+    except SystemExit as end:
+        if end.code == EXIT_INTERRUPTED:  # typer turns Ctrl-C into this, without a word
+            Console(stderr=True).print("fedflow: interrupted; everything it started has ended")
+        raise
 
 
 if __name__ == "__main__":

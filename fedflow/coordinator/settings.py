@@ -9,11 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fedflow.crypto.identity import Identity, PublicKey
 from fedflow.exchange import Exchange, open_exchange
-from fedflow.settings_file import load_toml
+from fedflow.settings_file import load_toml, toml_string
 
 COORDINATOR_TEMPLATE = """\
 # The coordinator of a federation. Relative paths are relative to this folder.
-exchange = "{exchange}"       # the mailbox shared with the sites: a folder or an fsspec URL
+exchange = {exchange}       # the mailbox shared with the sites: a folder or an fsspec URL
 authority = "{authority}"     # public key (hex) whose manifests this coordinator runs
 poll_seconds = 0.03           # how often it looks for answers
 max_attempts = 3              # orders for one round before the job gives up
@@ -55,7 +55,7 @@ def init_coordinator(path: Path, *, exchange: str, authority: PublicKey) -> Iden
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
     identity = Identity.generate()
     identity.save(path / "identity.pem")
-    text = COORDINATOR_TEMPLATE.format(exchange=exchange, authority=authority.hex())
+    text = COORDINATOR_TEMPLATE.format(exchange=toml_string(exchange), authority=authority.hex())
     (path / "coordinator.toml").write_text(text)
     return identity
 

@@ -23,16 +23,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from fedflow.crypto.identity import Identity
 from fedflow.errors import InputError, Refusal
 from fedflow.privacy.ledger import Ledger
-from fedflow.settings_file import load_toml
+from fedflow.settings_file import load_toml, toml_string
 from fedflow.site.policy import Policy, load_policy, template
 
 PASSPHRASE_VARIABLE = "FEDFLOW_KEY_PASSPHRASE"  # noqa: S105  (a name, not a value)
 
 SITE_TEMPLATE = """\
 # A fedflow site. Relative paths are relative to this folder.
-label = "{label}"          # the name in rosters and in Prefect: lower-case letters, digits, dashes
-exchange = "{exchange}"    # the mailbox shared with the coordinator: a folder or an fsspec URL
-socket = "{socket}"        # where this site's Prefect worker finds the agent
+label = {label}          # the name in rosters and in Prefect: lower-case letters, digits, dashes
+exchange = {exchange}    # the mailbox shared with the coordinator: a folder or an fsspec URL
+socket = {socket}        # where this site's Prefect worker finds the agent
 poll_seconds = 0.05        # how often the agent looks into the exchange
 """
 
@@ -96,7 +96,9 @@ def init_site(
         )
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
     path.chmod(0o700)
-    text = SITE_TEMPLATE.format(label=label, exchange=exchange, socket=socket)
+    text = SITE_TEMPLATE.format(
+        label=toml_string(label), exchange=toml_string(exchange), socket=toml_string(socket)
+    )
     (path / "site.toml").write_text(text)
     try:
         load_toml(path / "site.toml", SiteSettings)

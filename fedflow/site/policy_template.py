@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fedflow.errors import Misuse
+from fedflow.settings_file import toml_string
 
 if TYPE_CHECKING:
     from fedflow.learning.plan import Plan
@@ -102,22 +102,17 @@ def template(
         }
     section = _DATASET.format(
         dataset=dataset or "my-data",
-        path=_text(path),
-        workload=_text(workload or "randhie"),
+        path=toml_string(path),
+        workload=toml_string(workload or "randhie"),
         epsilon=repr(float(epsilon)),
         delta=repr(float(delta)),
     )
     if dataset is None:
         section = _NO_DATASET + "".join(f"# {line}\n" for line in section.splitlines())
     return _TEMPLATE.format(
-        authority=_text(authority),
-        coordinators="[" + ", ".join(_text(key) for key in coordinators) + "]",
-        workloads="" if workload is None else _text(workload),
+        authority=toml_string(authority),
+        coordinators="[" + ", ".join(toml_string(key) for key in coordinators) + "]",
+        workloads="" if workload is None else toml_string(workload),
         datasets=section,
         **limits,
     )
-
-
-def _text(value: str) -> str:
-    """A TOML basic string. JSON's escapes are a subset of TOML's, apart from U+007F."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,153 @@
+"""The real training process: a small job on real rows, bad data files, a process that dies."""
+
+import asyncio
+import os
+import signal
+
+import pytest
+from job_room import JOB, Room, drive, make_plan
+
+from fedflow.errors import Refusal
+from fedflow.exchange import layout, open_exchange
+from fedflow.learning.model_file import decode_model, flatten
+from fedflow.learning.randhie import partition_sites, vendored_table, workload
+from fedflow.learning.workload import initial_model
+from fedflow.site.training_client import TrainingClient, TrainingFailed
+
+PLAN = make_plan(
+    plan__rounds=1,
+    evaluation__noise_multiplier=2.0,
+    deadlines__round_seconds=90.0,
+    deadlines__leg_seconds=60.0,
+)
+ROWS = {n: rows.decode().splitlines() for n, rows in partition_sites(vendored_table()).items()}
+HEAD = ROWS["1"][0]
+
+
+def write(path, lines):
+    (path / "visits.csv").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture
+async def trainer(tmp_path):
+    client = TrainingClient(tmp_path / "trainer.log")
+    yield client
+    await client.close()
+
+
+@pytest.mark.slow
+async def test_three_sites_train_on_real_rows(tmp_path, caplog):
+    clients = []
+
+    def real(site):
+        clients.append(TrainingClient(site.path / "agent.log"))
+        return clients[-1]
+
+    room = Room(
+        tmp_path,
+        PLAN,
+        labels=("a", "b", "c"),
+        exchange=open_exchange(str(tmp_path / "exchange")),
+        arrays=initial_model(workload),
+        trainer=real,
+    )
+    for number, site in enumerate(room.sites.values(), 1):
+        write(site.path, ROWS[str(number)][:400])
+    room.start()
+    runner = await drive(room.runner(), join_seconds=90)
+    ends = await room.ends()
+    assert {end.outcome for end in ends.values()} == {"completed"}
+    record = runner.records[0]
+    assert record.sites == ["a", "b", "c"]
+    assert 0.0 < record.auc < 1.0
+    model = room.exchange.get(layout.blob(JOB, runner.model_digest))
+    assert abs(flatten(decode_model(model, room.spec))).max() > 0
+    assert all(len(site.charges()) == 2 for site in room.sites.values())
+    for client in clients:
+        await client.close()
+    await room.stop()
+
+
+BAD_FILES = {
+    "missing column": ([HEAD.replace("xage", "agex"), *ROWS["1"][1:50]], "xage"),
+    "text in a number": (
+        [HEAD, *(r.replace(r.split(",")[HEAD.split(",").index("xage")], "forty-two", 1)
+                 if i == 7 else r for i, r in enumerate(ROWS["1"][1:50]))],
+        "forty-two",
+    ),
+    "all one class": (
+        [HEAD, *(r for r in ROWS["1"][1:400] if r.split(",")[HEAD.split(",").index("any_visit")]
+                 in ("1", "1.0"))],
+        "every row has label",
+    ),
+    "no rows": ([HEAD], "no rows"),
+    "empty": ([""], "empty"),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+async def test_a_bad_data_file_is_told_to_the_operator_and_to_nobody_else(
+    tmp_path, trainer, caplog
+):
+    room = Room(tmp_path, PLAN, arrays=initial_model(workload), labels=("a", "b", "c"))
+    site = room.sites["a"]
+    site.trainer = trainer
+    for what, (lines, cause) in BAD_FILES.items():
+        write(site.path, lines)
+        caplog.clear()
+        with caplog.at_level("INFO", logger="fedflow"):
+            end = await asyncio.wait_for(site.start(), 60)
+        assert (end.outcome, end.code) == ("refused", "bad-input"), what
+        assert cause in caplog.text, what
+        assert "visits.csv" in caplog.text
+        for private in (cause, "visits.csv", "xage", "forty"):
+            assert private not in end.reason, what
+    (site.path / "visits.csv").unlink()
+    end = await asyncio.wait_for(site.start(), 60)
+    assert end.code == "bad-input"
+    assert room.exchange.list(layout.hellos(JOB)) == []
+    await room.stop()
+
+
+@pytest.mark.slow
+async def test_the_training_process_survives_its_requests_and_is_started_again(tmp_path, trainer):
+    write(tmp_path, ROWS["1"][:200])
+    request = {
+        "workload": "randhie",
+        "data": tmp_path / "visits.csv",
+        "plan": PLAN.canonical(),
+    }
+    await trainer.start()
+    with pytest.raises(TrainingFailed) as caught:  # a model file cut short
+        await trainer.run("train", **request, model=b"\x08\0\0\0\0\0\0\0{}")
+    assert caught.value.code not in ("internal", "training-died")
+    with pytest.raises(TrainingFailed):
+        await trainer.run("no-such-task", **request, model=b"")
+    with pytest.raises(Refusal) as refused:
+        await trainer.run("check", **(request | {"workload": "missing"}))
+    assert refused.value.code == "unknown-workload"
+    assert (await trainer.run("check", **request)).size == 0
+    # Killed from outside: named so, and the next request finds a new process.
+    first = trainer._process.pid
+    os.kill(first, signal.SIGKILL)
+    with pytest.raises(TrainingFailed) as caught:
+        await trainer.run("check", **request)
+    assert caught.value.code == "training-died"
+    assert (await trainer.run("check", **request)).size == 0
+    assert trainer._process.pid != first
+    # Cancelling ends the process and what it holds.
+    running = asyncio.create_task(trainer.run("check", **request))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    pid = trainer._process.pid
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert trainer._process.returncode is not None
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_the_training_process_sees_no_credential(monkeypatch, tmp_path):
+    from fedflow.site import training_client
+
+    assert not any("KEY" in n or "PREFECT" in n for n in training_client._ENVIRONMENT)
