@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -34,14 +34,15 @@ def show(
     ledger.close()
     table = Table(title=f"Ledger of {site.settings.label}", title_justify="left")
     for heading in ("#", "time (UTC)", "entry", "account", "job", "round", "what"):
-        table.add_column(heading, justify="right" if heading in ("#", "round") else "left")
+        justify: Literal["left", "right"] = "right" if heading in ("#", "round") else "left"
+        table.add_column(heading, justify=justify, no_wrap=heading in ("time (UTC)", "account"))
     for entry in entries:
         when = datetime.fromtimestamp(entry.time / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
         kind, job, number, what = _describe(entry)
         if as_json:
             facts = {"seq": entry.seq, "time": when, "entry": kind, "account": entry.account}
             typer.echo(json.dumps({**facts, "job": job, "round": number, "what": what}))
-        table.add_row(str(entry.seq), when, kind, entry.account, job, number, what)
+        table.add_row(str(entry.seq), when[5:], kind, entry.account, job, number, what)
     if not as_json:
         Console().print(table if entries else "the ledger is empty: nothing was ever released")
 

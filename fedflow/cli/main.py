@@ -21,6 +21,7 @@ app = typer.Typer(
     help="Privacy-hardened federated learning, orchestrated by Prefect. Try: fedflow demo",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    add_completion=False,
 )
 app.command(epilog="Example: fedflow demo --drop-site site-3 --keep-server")(demo)
 app.add_typer(plan.app, name="plan")

@@ -78,7 +78,7 @@ class Session:
         except Missed:
             return SessionEnd("error", "no-manifest", "the job's manifest is not in the exchange")
         except Exception as error:
-            log.exception("session of job %s ended", self._job)
+            _note(f"session of job {self._job}", error)
             code, reason = public_reason(error)
             outcome = "refused" if isinstance(error, Refusal | Violation) else "error"
             return SessionEnd(outcome, code, reason)
@@ -156,7 +156,7 @@ class Session:
             except Missed as missed:
                 log.warning("order %d went on without this site (%s)", sequence, missed)
             except FedflowError as error:
-                log.exception("order %d: %s", sequence, error.code)
+                _note(f"order {sequence}", error)
                 code, reason = public_reason(error)
                 await self._decline(job, data, sequence, code, reason)
                 # Only an order that verified can have been refused for lack of budget.
@@ -215,3 +215,11 @@ class Session:
             answer = Decline(order.digest(), job.index, code, reason)
             key = layout.up(self._job, sequence, "decline", job.index)
             self._services.exchange.put(key, seal(self._services.identity, answer))
+
+
+def _note(what: str, error: Exception) -> None:
+    """Write down why something was declined, for the operator: in full, this log stays here."""
+    if isinstance(error, Refusal | Violation):
+        log.warning("%s declined, %s: %s", what, error.code, error.message)
+    else:
+        log.error("%s failed", what, exc_info=error)
