@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from fedflow.errors import Refusal
@@ -46,12 +47,19 @@ class Processes:
         """Exit status, or None while it runs."""
         return self._running[name].poll()
 
-    def require_success(self, name: str) -> None:
-        """Refusal quoting the end of its log when ``name`` ended with another status than 0."""
-        if self._running[name].wait() != 0:
+    def require_alive(self, names: Iterable[str]) -> None:
+        """Refusal quoting the end of its log when one of ``names`` ended by itself."""
+        for name in names:
+            process = self._running.get(name)
+            if process is not None and process.poll() is not None:
+                self.require_success(name, "too early ")
+
+    def require_success(self, name: str, early: str = "") -> None:
+        """Refusal quoting the end of its log when ``name`` ended badly, or ``early`` at all."""
+        if self._running[name].wait() != 0 or early:
             raise Refusal(
                 "process-ended",
-                f"{name} ended with status {self._running[name].returncode}; its log is "
+                f"{name} ended {early}with status {self._running[name].returncode}; its log is "
                 f"{self._logs / f'{name}.log'} and ends with:\n{self.tail(name)}",
             )
 

@@ -138,6 +138,9 @@ class Demo:
         try:
             while True:
                 ended = processes.code("coordinator")
+                if ended is None:
+                    up = [label for label in world.labels if outage is None or label != drop]
+                    processes.require_alive([*up, *(f"{label}-worker" for label in up)])
                 for event in tail.read():
                     watch.event(event)
                     if event["event"] == "end":

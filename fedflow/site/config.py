@@ -60,7 +60,8 @@ class SiteFolder:
     @property
     def socket(self) -> Path:
         """The agent's socket."""
-        return self.path / self.settings.socket
+        # Without "..": the kernel counts every byte of a socket's path.
+        return Path(os.path.normpath(self.path / self.settings.socket))
 
     @property
     def exchange(self) -> str:
