@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -32,32 +33,38 @@ def show(
     ledger = Ledger.open(site.ledger_path, site.identity.public)
     entries = ledger.entries()
     ledger.close()
-    table = Table(title=f"Ledger of {site.settings.label}", title_justify="left")
-    for heading in ("#", "time (UTC)", "entry", "account", "job", "round", "what"):
-        justify: Literal["left", "right"] = "right" if heading in ("#", "round") else "left"
-        table.add_column(heading, justify=justify, no_wrap=heading in ("time (UTC)", "account"))
+    title = f"Ledger of {site.settings.label}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("#", "time (UTC)", "entry", "account", "what"):
+        justify: Literal["left", "right"] = "right" if heading == "#" else "left"
+        table.add_column(heading, justify=justify, no_wrap=heading != "what")
     for entry in entries:
         when = datetime.fromtimestamp(entry.time / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
-        kind, job, number, what = _describe(entry)
+        kind, what = _describe(entry)
         if as_json:
-            facts = {"seq": entry.seq, "time": when, "entry": kind, "account": entry.account}
-            typer.echo(json.dumps({**facts, "job": job, "round": number, "what": what}))
-        table.add_row(str(entry.seq), when[5:], kind, entry.account, job, number, what)
+            facts: dict[str, Any] = {
+                "seq": entry.seq,
+                "time": when,
+                "entry": kind,
+                "account": entry.account,
+            }
+            if isinstance(entry, Reserved):
+                facts |= {"job": entry.job, "round": entry.round, "renyi_loss": entry.rho}
+                facts |= {"release": entry.release_hash.hex(), "event": json.loads(entry.event)}
+            typer.echo(json.dumps({**facts, "what": what}))
+        table.add_row(str(entry.seq), when[5:], kind, entry.account, what)
     if not as_json:
         Console().print(table if entries else "the ledger is empty: nothing was ever released")
 
 
-def _describe(entry: Opened | Reserved | Settled) -> tuple[str, str, str, str]:
-    """(kind, job, round, sentence) of one entry."""
+def _describe(entry: Opened | Reserved | Settled) -> tuple[str, str]:
+    """(kind, sentence) of one entry."""
     if isinstance(entry, Opened):
         what = f"budget ε {entry.epsilon:g} at δ {entry.delta:g}, Rényi order {entry.order:g}"
-        return "opened", "", "", what
+        return "opened", what
     if isinstance(entry, Reserved):
-        what = (
-            f"{entry.purpose}: Rényi loss {entry.rho:.5f}, release {entry.release_hash.hex()[:12]}"
-        )
-        return "reserved", entry.job, str(entry.round), what
-    return "settled", "", "", f"in a sum of {entry.survivors} sites"
+        return "reserved", f"{entry.job}, round {entry.round}: Rényi loss {entry.rho:.5f}"
+    return "settled", f"in a sum of {entry.survivors} sites"
 
 
 @app.command(epilog="Example: fedflow ledger verify ./site-berlin")
