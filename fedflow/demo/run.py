@@ -94,6 +94,7 @@ class Demo:
         watch.stage("starting the Prefect server")
         server.start()
         watch.note(f"Prefect UI: {server.ui_url}")
+        processes.require_alive(world.labels)
         for label in world.labels:
             self._start_worker(world, server, processes, label)
         environment = os.environ | server.environment()
