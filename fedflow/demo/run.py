@@ -157,6 +157,7 @@ class Demo:
                         watch.note(f"power cut at {drop} in round {strike}, mid-protocol", "red")
                     if away and event["event"] == "round-done" and event["number"] >= strike:
                         watch.note(f"power is back at {drop}: it starts again and rejoins", "green")
+                        watch.site(drop, "starting again", "yellow")
                         self._start_agent(world, processes, drop)
                         self._start_worker(world, server, processes, drop)
                         outage.close()

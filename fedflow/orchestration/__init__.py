@@ -1,9 +1,6 @@
-"""Prefect's side of fedflow: the worker, sessions, registration and a local server.
+"""Prefect's side of fedflow: the worker, tasks, sessions, registration and a local server.
 
-The only room that imports Prefect. Importing it registers the worker type ``fedflow``, which is how
-the entry point ``prefect.collections`` makes it known. Prefect carries states and small names only.
+The only room that imports Prefect (with ``flows/``). The entry point ``prefect.collections`` names
+the module ``worker``, whose import registers the worker type ``fedflow``; this package itself stays
+light, so that starting a server or a worker process needs no Prefect in the process that does it.
 """
-
-from fedflow.orchestration.worker import FedflowWorker
-
-__all__ = ["FedflowWorker"]
