@@ -3,19 +3,18 @@
 Four sites, tiny models, invented updates: only training and Prefect are left out.
 """
 
-import json
 import shutil
 import time
 from pathlib import Path
 
 import numpy as np
+import plans
 
 from fedflow.coordinator.job import create_job, load_job, write_roster
 from fedflow.crypto.csprng import Csprng
 from fedflow.crypto.identity import Identity
 from fedflow.exchange import frame, layout, open_exchange, unframe
 from fedflow.learning.model_file import ModelSpec, encode_model, flatten, model_digest, unflatten
-from fedflow.learning.plan import Plan
 from fedflow.learning.strategy import apply
 from fedflow.privacy.ledger import Ledger
 from fedflow.privacy.plan_cost import evaluation_event, training_event
@@ -31,28 +30,7 @@ LABELS = ["north", "east", "south", "west"]
 
 
 def make_plan(rounds=4):
-    sections = {
-        "plan": {"name": "test", "workload": "randhie", "rounds": rounds},
-        "cohort": {"minimum": 3, "colluders": 0},
-        "strategy": {"name": "fedavg", "server_learning_rate": 1.0},
-        "training": {
-            "local_steps": 2,
-            "learning_rate": 0.1,
-            "optimizer": "sgd",
-            "momentum": 0.0,
-        },
-        "privacy": {
-            "unit": "person",
-            "clipping_norm": 1.0,
-            "noise_multiplier": 2.0,
-            "sample_rate": 0.1,
-            "delta": 1e-5,
-        },
-        "evaluation": {"every": 2, "bins": 4, "noise_multiplier": 6.0},
-        "secure_aggregation": {"bits": 32, "value_range": 8.0},
-        "deadlines": {"round_seconds": 30.0, "leg_seconds": 5.0},
-    }
-    return Plan.from_canonical(json.dumps(sections, sort_keys=True, separators=(",", ":")).encode())
+    return plans.make_plan(**{**plans.SMALL, "plan__rounds": rounds})
 
 
 class Federation:

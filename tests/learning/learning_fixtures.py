@@ -4,40 +4,24 @@ import csv
 import io
 
 import numpy as np
+from plans import make_plan
 
 from fedflow.learning import randhie
-from fedflow.learning.plan import Plan
 
 COLUMNS = [*randhie.NUMERIC, "coins", "xage", "zper", "site", "any_visit"]
 
 
 def plan_with(**changes):
-    """The packaged plan with fields replaced: plan_with(privacy__clipping_norm=2.0)."""
-    text = {
-        "plan": {"name": "t", "workload": "randhie", "rounds": 3},
-        "cohort": {"minimum": 4, "colluders": 1},
-        "strategy": {"name": "fedavg", "server_learning_rate": 1.0},
-        "training": {
-            "local_steps": 4,
-            "learning_rate": 0.5,
-            "optimizer": "sgd",
-            "momentum": 0.0,
-        },
-        "privacy": {
-            "unit": "person",
-            "clipping_norm": 0.5,
-            "noise_multiplier": 1.5,
-            "sample_rate": 0.1,
-            "delta": 1e-5,
-        },
-        "evaluation": {"every": 2, "bins": 10, "noise_multiplier": 4.0},
-        "secure_aggregation": {"bits": 32, "value_range": 8.0},
-        "deadlines": {"round_seconds": 60.0, "leg_seconds": 30.0},
+    """A quick plan with fields replaced: plan_with(privacy__clipping_norm=2.0)."""
+    quick = {
+        "plan__rounds": 3,
+        "training__local_steps": 4,
+        "privacy__clipping_norm": 0.5,
+        "evaluation__every": 2,
+        "evaluation__bins": 10,
+        "evaluation__noise_multiplier": 4.0,
     }
-    for key, value in changes.items():
-        section, field = key.split("__")
-        text[section][field] = value
-    return Plan.model_validate(text)
+    return make_plan(**{**quick, **changes})
 
 
 def site_rows(persons=60, seed=0):

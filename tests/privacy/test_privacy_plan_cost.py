@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
+from plans import make_plan
 
 from fedflow.crypto.identity import Identity
 from fedflow.errors import Refusal
-from fedflow.learning.plan import Plan
 from fedflow.privacy.accounting import choose_order, epsilon_pld
 from fedflow.privacy.ledger import Ledger
 from fedflow.privacy.plan_cost import (
@@ -20,35 +19,6 @@ from fedflow.privacy.plan_cost import (
     rounds_within,
     training_event,
 )
-
-
-def make_plan(**changes: Any) -> Plan:
-    """A plan with single fields changed, as ``section__field=value``."""
-    raw: dict[str, dict[str, Any]] = {
-        "plan": {"name": "demo", "workload": "randhie", "rounds": 10},
-        "cohort": {"minimum": 4, "colluders": 1},
-        "strategy": {"name": "fedavg", "server_learning_rate": 1.0},
-        "training": {
-            "local_steps": 8,
-            "learning_rate": 0.5,
-            "optimizer": "sgd",
-            "momentum": 0.0,
-        },
-        "privacy": {
-            "unit": "person",
-            "clipping_norm": 1.0,
-            "noise_multiplier": 1.5,
-            "sample_rate": 0.1,
-            "delta": 1e-5,
-        },
-        "evaluation": {"every": 3, "bins": 20, "noise_multiplier": 6.0},
-        "secure_aggregation": {"bits": 32, "value_range": 8.0},
-        "deadlines": {"round_seconds": 60.0, "leg_seconds": 20.0},
-    }
-    for name, value in changes.items():
-        section, field = name.split("__")
-        raw[section][field] = value
-    return Plan.model_validate(raw)
 
 
 def test_events_say_what_the_plan_says() -> None:

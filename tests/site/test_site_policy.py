@@ -6,35 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from plans import make_plan
 
 from fedflow.errors import InputError, Misuse, Refusal
-from fedflow.learning.plan import Plan
 from fedflow.site.policy import Policy, check_plan, load_policy, template
 
 AUTHORITY, COORDINATOR = "ab" * 32, "cd" * 32
-
-
-def make_plan(**changes: Any) -> Plan:
-    raw: dict[str, dict[str, Any]] = {
-        "plan": {"name": "demo", "workload": "randhie", "rounds": 10},
-        "cohort": {"minimum": 4, "colluders": 1},
-        "strategy": {"name": "fedavg", "server_learning_rate": 1.0},
-        "training": {"local_steps": 8, "learning_rate": 0.5, "optimizer": "sgd", "momentum": 0.0},
-        "privacy": {
-            "unit": "person",
-            "clipping_norm": 1.0,
-            "noise_multiplier": 1.5,
-            "sample_rate": 0.1,
-            "delta": 1e-5,
-        },
-        "evaluation": {"every": 3, "bins": 20, "noise_multiplier": 6.0},
-        "secure_aggregation": {"bits": 32, "value_range": 8.0},
-        "deadlines": {"round_seconds": 60.0, "leg_seconds": 20.0},
-    }
-    for name, value in changes.items():
-        section, field = name.split("__")
-        raw[section][field] = value
-    return Plan.model_validate(raw)
 
 
 def text(**changes: Any) -> str:

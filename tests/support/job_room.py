@@ -7,13 +7,13 @@ or break any single step of any single party. Ledgers are real files.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plans
 
 from fedflow.coordinator.job import create_job, load_job
 from fedflow.coordinator.runner import JobRunner, RoundRecord
@@ -37,27 +37,9 @@ DIMENSION = 40
 
 
 def make_plan(**changes: Any) -> Plan:
-    raw: dict[str, dict[str, Any]] = {
-        "plan": {"name": "test", "workload": "randhie", "rounds": 2},
-        "cohort": {"minimum": 3, "colluders": 0},
-        "strategy": {"name": "fedavg", "server_learning_rate": 1.0},
-        "training": {"local_steps": 2, "learning_rate": 0.1, "optimizer": "sgd", "momentum": 0.0},
-        "privacy": {
-            "unit": "person",
-            "clipping_norm": 1.0,
-            "noise_multiplier": 2.0,
-            "sample_rate": 0.1,
-            "delta": 1e-5,
-        },
-        "evaluation": {"every": 2, "bins": 4, "noise_multiplier": 6.0},
-        "secure_aggregation": {"bits": 32, "value_range": 8.0},
-        "deadlines": {"round_seconds": 4.0, "leg_seconds": 3.0},
-    }
-    for name, value in changes.items():
-        section, field = name.split("__")
-        raw[section][field] = value
-    text = json.dumps(raw, sort_keys=True, separators=(",", ":"))
-    return Plan.model_validate_json(text)
+    return plans.make_plan(
+        **{**plans.SMALL, "deadlines__round_seconds": 4.0, "deadlines__leg_seconds": 3.0, **changes}
+    )
 
 
 class PowerCut(BaseException):
