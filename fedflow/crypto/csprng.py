@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from fedflow.errors import Misuse
 
-if sys.byteorder != "little":  # pragma: no cover
+if sys.byteorder != "little":
     raise ImportError("fedflow reads keystreams as little-endian integers; this machine cannot")
 
 _CHUNK = 256 * 1024

@@ -72,7 +72,8 @@ class Demo:
                 facts = collect_facts(world, options.plan)
                 watch.stage("auditing what the job left behind")
                 facts |= {"stopped_early": stopped} | self._audit(world)
-                facts["prefect_url"] = server.ui_url
+                # An address nobody answers at any more would only puzzle.
+                facts["prefect_url"] = server.ui_url if options.keep_server else None
                 facts["seconds_total"] = round(time.monotonic() - self._began, 1)
                 facts["report"] = str(world.report)
                 write_report(facts, world.report)
@@ -203,6 +204,8 @@ class Demo:
             print(json.dumps(facts))
             return
         print_summary(facts, self._console)
+        if not self._options.keep_server:
+            self._console.print("to look at the runs in Prefect's UI: --keep-server", style="dim")
 
     def _keep(self, server: LocalPrefectServer) -> None:
         note = f"The Prefect UI stays open at {server.ui_url}; Ctrl-C ends it."

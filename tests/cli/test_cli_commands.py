@@ -322,7 +322,7 @@ def test_the_demo_refuses_a_bad_plan(fedflow, tmp_path, plan):
 def test_the_exit_status_says_whose_fault_it_was(
     fedflow, monkeypatch, tmp_path, error, status, words
 ):
-    def fail(_):
+    def fail(_, **options):
         raise error
 
     monkeypatch.setattr("fedflow.cli.audit.verify_folder", fail)
