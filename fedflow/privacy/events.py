@@ -10,12 +10,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 import dp_accounting
+from absl import logging as absl_logging
 
 from fedflow.errors import Misuse, Violation
+
+# absl, which dp-accounting loads, closes the stream that was sys.stderr at its import as soon as
+# another library configures logging, as Prefect does. Under a test runner that is the runner's own.
+absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 KINDS = ("poisson-gaussian", "gaussian")
 UNITS = ("person",)
