@@ -17,7 +17,6 @@ from fedflow.wire.sealed import unseal
 
 MAX_SMALL = 1 << 20
 MAX_TRANSCRIPT = 1 << 21
-MAX_MODEL_BYTES = 1 << 30
 
 
 @dataclass
@@ -79,7 +78,7 @@ def need(exchange: Exchange, key: str, limit: int) -> bytes:
 
 def need_model(exchange: Exchange, job: str, digest: bytes) -> bytes:
     """A model file that must be there, with the digest in its name."""
-    data = get_blob(exchange, layout.blob(job, digest), digest, MAX_MODEL_BYTES)
+    data = get_blob(exchange, layout.blob(job, digest), digest, layout.MAX_MODEL_BYTES)
     if data is None:
         raise Violation("missing", f"the model {digest.hex()[:12]} is not in the exchange")
     return data

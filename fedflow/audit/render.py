@@ -9,6 +9,7 @@ from rich.text import Text
 
 from fedflow.audit.findings import AuditReport
 from fedflow.report import words
+from fedflow.report.tables import plain_table
 
 _STYLE = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
@@ -32,7 +33,7 @@ def _verdict(report: AuditReport) -> Text:
 
 
 def _checks(report: AuditReport) -> Table:
-    table = _table("Checks")
+    table = plain_table("Checks")
     table.add_column("check")
     table.add_column("items", justify="right")
     table.add_column("result")
@@ -43,7 +44,7 @@ def _checks(report: AuditReport) -> Table:
 
 
 def _findings(report: AuditReport) -> Table:
-    table = _table("Findings")
+    table = plain_table("Findings")
     table.add_column("severity")
     table.add_column("finding", ratio=1)
     table.add_column("where", style="dim")
@@ -54,7 +55,7 @@ def _findings(report: AuditReport) -> Table:
 
 
 def _epsilons(report: AuditReport) -> Table:
-    table = _table("ε recomputed from the ledgers")
+    table = plain_table("ε recomputed from the ledgers")
     table.add_column("site")
     table.add_column("account")
     for name in ("releases", "ε enforced", "ε second accountant", "budget"):
@@ -69,14 +70,3 @@ def _epsilons(report: AuditReport) -> Table:
             words.epsilon(row.budget),
         )
     return table
-
-
-def _table(title: str) -> Table:
-    return Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        header_style="dim",
-        box=None,
-        padding=(0, 2, 0, 0),
-    )

@@ -48,7 +48,6 @@ from fedflow.learning.model_file import (
 )
 from fedflow.learning.strategy import apply
 from fedflow.secagg.context import RoundContext
-from fedflow.secagg.quantise import Quantiser
 from fedflow.secagg.transcript import Transcript, recompute_sum, verify_transcript
 from fedflow.wire.messages import Countersignature, JobEnd, Kind, Order
 from fedflow.wire.sealed import unseal
@@ -150,7 +149,7 @@ class Replay:
             raise Violation("replayed-order", f"order {order.sequence} stands as {sequence}")
         if order.round > job.plan.plan.rounds:
             raise Violation("bad-order", f"round {order.round} is beyond the plan's last")
-        size = job.manifest.dimension if kind is Kind.TRAIN else 2 * job.plan.evaluation.bins
+        size = job.plan.vector_length(kind, job.manifest.dimension)
         if order.dimension != size:
             raise Violation("bad-order", "the order's vector length is not the plan's")
         before = self._states.get(order.previous)
@@ -199,12 +198,8 @@ class Replay:
             if self._spec is None:
                 raise Violation("broken-history", "the first model is not known")
             before = need_model(self._exchange, job.id, found.order.model)
-            secure = job.plan.secure_aggregation
-            quantiser = Quantiser(
-                bits=secure.bits, value_range=secure.value_range, sites=len(job.manifest.roster)
-            )
             vector = flatten(decode_model(before, self._spec))
-            update = quantiser.decode(total)
+            update = job.plan.quantiser(len(job.manifest.roster)).decode(total)
             after = apply(vector, update, len(found.survivors), job.plan)
             digest = model_digest(encode_model(unflatten(after, self._spec)))
             if get_blob(self._exchange, layout.blob(job.id, digest), digest, len(before)) is None:

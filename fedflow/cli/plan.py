@@ -13,7 +13,6 @@ from rich.table import Table
 from fedflow.learning.plan import load_plan
 from fedflow.privacy.plan_cost import PlanCost, plan_cost
 from fedflow.secagg.params import Thresholds
-from fedflow.secagg.quantise import Quantiser
 from fedflow.site.policy import check_plan, load_policy
 
 app = typer.Typer(help="Check a plan and see what it will cost.", no_args_is_help=True)
@@ -32,8 +31,7 @@ def check(
     loaded = load_plan(plan)
     thresholds = Thresholds.for_cohort(sites, loaded.cohort.colluders, loaded.cohort.minimum)
     cost = plan_cost(loaded)
-    secure = loaded.secure_aggregation
-    quantiser = Quantiser(bits=secure.bits, value_range=secure.value_range, sites=sites)
+    quantiser = loaded.quantiser(sites)
     if policy is not None:
         check_plan(load_policy(policy), loaded)
     if as_json:

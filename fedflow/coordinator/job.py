@@ -17,8 +17,6 @@ from fedflow.secagg.params import Thresholds
 from fedflow.wire.messages import JOB_ID, Manifest, RosterEntry
 from fedflow.wire.sealed import seal, unseal
 
-MAX_MANIFEST_BYTES = 1 << 20
-
 
 def create_job(
     exchange: Exchange,
@@ -84,10 +82,14 @@ class Job:
         """The job id."""
         return self.manifest.job
 
+    def index(self, label: str) -> int:
+        """The roster index of the site with this label; KeyError when there is none."""
+        return {name: index for index, name in self.labels.items()}[label]
+
 
 def load_job(exchange: Exchange, job: str, authority: PublicKey) -> Job:
     """The job's manifest as the authority signed it; InputError when there is none."""
-    data = exchange.get(layout.manifest(job), MAX_MANIFEST_BYTES)
+    data = exchange.get(layout.manifest(job), layout.MAX_MANIFEST_BYTES)
     if data is None:
         raise InputError(f"there is no job {job!r} in the exchange", field="job")
     manifest = unseal(Manifest, data, authority)

@@ -8,7 +8,6 @@ whose model it had published.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import time
@@ -31,13 +30,13 @@ from fedflow.learning.model_file import (
     unflatten,
 )
 from fedflow.learning.strategy import apply
+from fedflow.orders import newest_order
 from fedflow.privacy.plan_cost import is_evaluated
-from fedflow.secagg.quantise import Quantiser, decode_integers
+from fedflow.secagg.quantise import decode_integers
 from fedflow.wire.codec import plain_text
 from fedflow.wire.messages import Hello, JobEnd, Kind, Order, labelled_hash
 from fedflow.wire.sealed import seal, unseal
 
-MAX_MODEL_BYTES = 1 << 30
 _ZEROS = bytes(32)
 
 
@@ -83,7 +82,6 @@ class JobRunner:
             raise Violation("model-mismatch", "the first model does not fit the job's manifest")
         self.records: list[RoundRecord] = []
         self._previous = _ZEROS
-        self._sequence = 0
         self._model = self.job.manifest.initial_model
         self._resume()
         self._vector = flatten(decode_model(self._blob(self._model), self._spec))
@@ -97,7 +95,10 @@ class JobRunner:
 
     def _blob(self, digest: bytes) -> bytes:
         data = get_blob(
-            self.coordinator.exchange, layout.blob(self.job.id, digest), digest, MAX_MODEL_BYTES
+            self.coordinator.exchange,
+            layout.blob(self.job.id, digest),
+            digest,
+            layout.MAX_MODEL_BYTES,
         )
         if data is None:
             raise Violation("no-model", "the model file is not in the exchange")
@@ -105,8 +106,15 @@ class JobRunner:
 
     def _resume(self) -> None:
         # Orders already published, maybe after the last checkpoint, are dead: never reuse a number.
-        self._sequence = self._last_order()
+        newest = newest_order(
+            self.coordinator.exchange,
+            self.job.id,
+            self.job.digest,
+            self.coordinator.identity.public,
+        )
+        self._sequence = 0 if newest is None else newest.sequence
         path = self.coordinator.state_path(self.job.id)
+        path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             return
         state = json.loads(path.read_text())
@@ -117,21 +125,9 @@ class JobRunner:
         self._model = bytes.fromhex(state["model"])
         self._sequence = max(self._sequence, state["sequence"])
 
-    def _last_order(self) -> int:
-        """The number of the newest order with our signature in the exchange; 0 without any."""
-        exchange, name = self.coordinator.exchange, self.job.id
-        for sequence in reversed(layout.sequences(exchange.list(layout.rounds(name)))):
-            with contextlib.suppress(FedflowError):
-                data = exchange.get(layout.order(name, sequence), 1 << 16) or b""
-                order = unseal(Order, data, self.coordinator.identity.public)
-                if (order.manifest, order.sequence) == (self.job.digest, sequence):
-                    return sequence
-        return 0
-
     def checkpoint(self) -> None:
         """Make the state after a finished round durable."""
         path = self.coordinator.state_path(self.job.id)
-        path.parent.mkdir(parents=True, exist_ok=True)
         state: dict[str, Any] = {
             "manifest": self.job.digest.hex(),
             "sequence": self._sequence,
@@ -148,9 +144,7 @@ class JobRunner:
 
     def event(self, name: str, **facts: Any) -> None:
         """Append one line to the job's event log, for whoever watches."""
-        path = self.coordinator.events_path(self.job.id)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a") as file:
+        with open(self.coordinator.events_path(self.job.id), "a") as file:
             file.write(json.dumps({"event": name, "time": time.time(), **facts}) + "\n")
 
     @property
@@ -176,7 +170,7 @@ class JobRunner:
             if not index.isdecimal() or int(index) not in self.job.roster:
                 continue
             try:
-                data = exchange.get(f"{layout.hellos(self.job.id)}/{name}", 1 << 16)
+                data = exchange.get(f"{layout.hellos(self.job.id)}/{name}", layout.MAX_SEALED_BYTES)
                 hello = unseal(Hello, data or b"", self.job.roster[int(index)])
             except FedflowError:
                 continue  # not that site's signature: not its presence
@@ -216,8 +210,6 @@ class JobRunner:
         """Sign and publish an order for the current model, and start collecting answers."""
         plan = self.job.plan
         self._sequence += 1
-        horizon = plan.deadlines.round_seconds + 5 * plan.deadlines.leg_seconds
-        train = kind is Kind.TRAIN
         order = Order(
             manifest=self.job.digest,
             sequence=self._sequence,
@@ -226,8 +218,8 @@ class JobRunner:
             kind=kind,
             model=self._model,
             previous=self._previous,
-            dimension=self.job.manifest.dimension if train else 2 * plan.evaluation.bins,
-            deadline=int((time.time() + horizon) * 1000),
+            dimension=plan.vector_length(kind, self.job.manifest.dimension),
+            deadline=int((time.time() + plan.order_seconds) * 1000),
         )
 
         def notify(leg: str, site: int) -> None:
@@ -281,11 +273,7 @@ class JobRunner:
 
     def update(self, result: RoundResult) -> bytes:
         """Apply the mean update and publish the next model; returns its digest."""
-        secure = self.job.plan.secure_aggregation
-        quantiser = Quantiser(
-            bits=secure.bits, value_range=secure.value_range, sites=len(self.job.roster)
-        )
-        total = quantiser.decode(result.outcome.sum)
+        total = self.job.plan.quantiser(len(self.job.roster)).decode(result.outcome.sum)
         count = len(result.outcome.survivors)
         vector = apply(self._vector, total, count, self.job.plan)
         data = encode_model(unflatten(vector, self._spec))

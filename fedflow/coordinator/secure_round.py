@@ -17,7 +17,7 @@ from fedflow.errors import FedflowError, Violation
 from fedflow.exchange import layout
 from fedflow.secagg.context import RoundContext
 from fedflow.secagg.server import Outcome, SecAggServer
-from fedflow.wire.messages import Decline, Kind, Order, leaves_job
+from fedflow.wire.messages import Decline, Order, leaves_job
 from fedflow.wire.sealed import seal, unseal
 
 _SMALL = 1 << 20
@@ -208,8 +208,3 @@ class SecureRound:
     def _down(self, leg: str, data: bytes, site: int | None = None) -> None:
         key = layout.down(self._job.id, self.order.sequence, leg, site)
         self._coordinator.exchange.put(key, data)
-
-    @property
-    def kind(self) -> Kind:
-        """Training or evaluation."""
-        return Kind(self.order.kind)

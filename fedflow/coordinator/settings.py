@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from fedflow.crypto.identity import Identity, PublicKey
-from fedflow.exchange import Exchange, open_exchange
+from fedflow.exchange import Exchange, open_exchange, resolve_url
 from fedflow.settings_file import load_toml, toml_string
 
 COORDINATOR_TEMPLATE = """\
@@ -63,11 +63,10 @@ def init_coordinator(path: Path, *, exchange: str, authority: PublicKey) -> Iden
 def open_coordinator(path: Path) -> CoordinatorFolder:
     """Open a coordinator's folder; InputError naming what is wrong."""
     settings = load_toml(path / "coordinator.toml", CoordinatorSettings)
-    url = settings.exchange if "://" in settings.exchange else str(path / settings.exchange)
     return CoordinatorFolder(
         path=path.resolve(),
         settings=settings,
         identity=Identity.load(path / "identity.pem"),
         authority=PublicKey.from_hex(settings.authority),
-        exchange=open_exchange(url),
+        exchange=open_exchange(resolve_url(settings.exchange, path)),
     )

@@ -82,7 +82,7 @@ def _budgets(world: World, plan: Plan, rounds: list[dict[str, Any]]) -> dict[str
     spent, left, by_pld = {}, {}, {}
     budget = delta = 0.0
     for label in world.labels:
-        key = world.job.roster[next(i for i, name in world.job.labels.items() if name == label)]
+        key = world.job.roster[world.job.index(label)]
         ledger = Ledger.open(world.site(label) / "ledger.sqlite", key)
         accounts = [ledger.account_status(name) for name in ledger.accounts()]
         entries = ledger.entries()

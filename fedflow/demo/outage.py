@@ -35,7 +35,9 @@ class Outage:
         sequence = 1
         while not self._stop.wait(_LOOK_SECONDS):
             with contextlib.suppress(OSError, FedflowError):
-                data = self._exchange.get(layout.order(self._job, sequence), 1 << 16)
+                data = self._exchange.get(
+                    layout.order(self._job, sequence), layout.MAX_SEALED_BYTES
+                )
                 if data is None:
                     continue
                 order = peek_order(data)

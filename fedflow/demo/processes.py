@@ -52,16 +52,19 @@ class Processes:
         for name in names:
             process = self._running.get(name)
             if process is not None and process.poll() is not None:
-                self.require_success(name, "too early ")
+                raise self._ended(name, "too early ")
 
-    def require_success(self, name: str, early: str = "") -> None:
-        """Refusal quoting the end of its log when ``name`` ended badly, or ``early`` at all."""
-        if self._running[name].wait() != 0 or early:
-            raise Refusal(
-                "process-ended",
-                f"{name} ended {early}with status {self._running[name].returncode}; its log is "
-                f"{self._logs / f'{name}.log'} and ends with:\n{self.tail(name)}",
-            )
+    def require_success(self, name: str) -> None:
+        """Refusal quoting the end of its log when ``name`` ended with another status than 0."""
+        if self._running[name].wait() != 0:
+            raise self._ended(name)
+
+    def _ended(self, name: str, early: str = "") -> Refusal:
+        return Refusal(
+            "process-ended",
+            f"{name} ended {early}with status {self._running[name].returncode}; its log is "
+            f"{self._logs / f'{name}.log'} and ends with:\n{self.tail(name)}",
+        )
 
     def tail(self, name: str, lines: int = 12) -> str:
         """The end of a process's log."""

@@ -178,13 +178,12 @@ class Demo:
         drop = self._options.drop_site
         if drop is None:
             return None
-        index = next(i for i, label in world.job.labels.items() if label == drop)
 
         def cut() -> None:
             processes.kill(drop)
             processes.kill(f"{drop}-worker")
 
-        return Outage(world.coordinator.exchange, world.job.id, index, strike, cut)
+        return Outage(world.coordinator.exchange, world.job.id, world.job.index(drop), strike, cut)
 
     # ---- afterwards
 
@@ -208,11 +207,10 @@ class Demo:
             self._console.print("to look at the runs in Prefect's UI: --keep-server", style="dim")
 
     def _keep(self, server: LocalPrefectServer) -> None:
-        note = f"The Prefect UI stays open at {server.ui_url}; Ctrl-C ends it."
-        self._console.print(note, style="bold") if not self._options.as_json else None
-        with ExitStack() as stack:
-            stack.callback(server.stop)
-            threading.Event().wait()
+        if not self._options.as_json:
+            note = f"The Prefect UI stays open at {server.ui_url}; Ctrl-C ends it."
+            self._console.print(note, style="bold")
+        threading.Event().wait()
 
 
 @contextmanager

@@ -5,7 +5,15 @@ authenticity comes from signatures inside the objects.
 """
 
 from fedflow.exchange.base import Exchange, MemoryExchange
-from fedflow.exchange.folder import FsspecExchange, open_exchange
+from fedflow.exchange.folder import FsspecExchange, open_exchange, resolve_url
 from fedflow.exchange.frame import frame, unframe
 
-__all__ = ["Exchange", "FsspecExchange", "MemoryExchange", "frame", "open_exchange", "unframe"]
+__all__ = [
+    "Exchange",
+    "FsspecExchange",
+    "MemoryExchange",
+    "frame",
+    "open_exchange",
+    "resolve_url",
+    "unframe",
+]

@@ -82,6 +82,11 @@ class FsspecExchange:
             return []
 
 
+def resolve_url(url: str, folder: Path) -> str:
+    """``url`` as settings in ``folder`` mean it: a plain path is relative to that folder."""
+    return url if "://" in url else str(folder / url)
+
+
 def open_exchange(url: str) -> Exchange:
     """The exchange at ``url``: a folder path or any URL fsspec knows. InputError when unusable."""
     try:

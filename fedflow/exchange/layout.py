@@ -18,6 +18,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+#: Largest objects a reader accepts (bytes): model files, manifests, other signed messages.
+MAX_MODEL_BYTES = 1 << 30
+MAX_MANIFEST_BYTES = 1 << 20
+MAX_SEALED_BYTES = 1 << 16
+
 
 def job(job_id: str) -> str:
     """The root of a job."""

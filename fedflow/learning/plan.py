@@ -14,7 +14,9 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fedflow.errors import Violation
+from fedflow.secagg.quantise import Quantiser
 from fedflow.settings_file import load_toml
+from fedflow.wire.messages import Kind
 
 MAX_PLAN_BYTES = 64 << 10
 _NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
@@ -150,6 +152,20 @@ class Plan(_Section):
         if plan.canonical() != data:
             raise Violation("bad-plan", "the plan is valid but its bytes are not canonical")
         return plan
+
+    def vector_length(self, kind: Kind, model_dimension: int) -> int:
+        """Coordinates in the sum of such a round; the model has ``model_dimension`` parameters."""
+        return model_dimension if kind is Kind.TRAIN else 2 * self.evaluation.bins
+
+    def quantiser(self, sites: int) -> Quantiser:
+        """How updates become integers when at most ``sites`` of them are added."""
+        secure = self.secure_aggregation
+        return Quantiser(bits=secure.bits, value_range=secure.value_range, sites=sites)
+
+    @property
+    def order_seconds(self) -> float:
+        """How long one order may stay open: training and the five legs after it."""
+        return self.deadlines.round_seconds + 5 * self.deadlines.leg_seconds
 
     def digest(self) -> bytes:
         """SHA-256 (32 bytes) of the canonical plan under its own label."""

@@ -85,8 +85,7 @@ async def train_local(job: str, number: int, site: str) -> State[Any]:
     current = runner.current
     if current is None:
         raise Misuse("no round is open")
-    index = next(i for i, label in runner.job.labels.items() if label == site)
-    answer = await current.answers[index]
+    answer = await current.answers[runner.job.index(site)]
     if answer.outcome == "masked":
         return Completed(message=f"masked update after {answer.seconds:.1f} s")
     if answer.outcome == "refused":

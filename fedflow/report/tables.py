@@ -33,7 +33,7 @@ def print_summary(facts: Mapping[str, Any], console: Console | None = None) -> N
 def quality_table(facts: Mapping[str, Any]) -> Table:
     """AUC of the global model beside the baselines."""
     s, auc = summarise(facts), facts.get("auc_global")
-    table = _table("Quality on held-out people")
+    table = plain_table("Quality on held-out people")
     table.add_column("model")
     table.add_column("privacy")
     table.add_column("AUC", justify="right")
@@ -58,7 +58,7 @@ def privacy_table(facts: Mapping[str, Any]) -> Table:
     """ε spent and left, and the totals of every site."""
     budget, delta = facts.get("epsilon_budget"), facts.get("delta")
     title = f"Privacy per {summarise(facts).unit}: budget ε = {words.epsilon(budget)}"
-    table = _table(f"{title}, δ = {words.delta(delta)}")
+    table = plain_table(f"{title}, δ = {words.delta(delta)}")
     table.add_column("site")
     for name in ("rounds", "ε spent", "ε left", "ε by second accountant", "sent"):
         table.add_column(name, justify="right")
@@ -80,7 +80,7 @@ def privacy_table(facts: Mapping[str, Any]) -> Table:
 
 def rounds_table(facts: Mapping[str, Any]) -> Table:
     """One line per round: participation, AUC, seconds, bytes."""
-    table = _table("Rounds")
+    table = plain_table("Rounds")
     for name in (
         "round",
         "sites",
@@ -149,7 +149,8 @@ def _difference(auc: float | None, other: float) -> Text:
     return Text(words.signed(auc - other), style="green" if auc > other else "red")
 
 
-def _table(title: str) -> Table:
+def plain_table(title: str) -> Table:
+    """An empty table in the one style of our terminal output."""
     return Table(
         title=title,
         title_justify="left",

@@ -50,7 +50,7 @@ class Admitted:
 
     def dimension(self, kind: Kind) -> int:
         """Length of the summed vector."""
-        return self.manifest.dimension if kind is Kind.TRAIN else 2 * self.plan.evaluation.bins
+        return self.plan.vector_length(kind, self.manifest.dimension)
 
 
 def admit_manifest(site: SiteFolder, data: bytes, job: str, digest: bytes | None) -> Admitted:
@@ -113,10 +113,9 @@ def admit_order(admitted: Admitted, ledger: Ledger, data: bytes, sequence: int) 
         raise Violation("wrong-model", "round 1 must train the first model that was signed")
     # (2) in time, and not open for longer than the plan allows
     left = order.deadline / 1000 - time.time()
-    longest = plan.deadlines.round_seconds + 5 * plan.deadlines.leg_seconds + CLOCK_SLACK
     if left <= 0:
         raise Refusal("order-expired", "the order's deadline has passed (check the clock)")
-    if left > longest:
+    if left > plan.order_seconds + CLOCK_SLACK:
         raise Refusal("policy", "the order's deadline is later than the plan allows")
     # (3) the ledger can pay the worst case
     ledger.check(admitted.account(kind), admitted.event(kind))

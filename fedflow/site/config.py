@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fedflow.crypto.identity import Identity
 from fedflow.errors import InputError, Refusal
+from fedflow.exchange import resolve_url
 from fedflow.privacy.ledger import Ledger
 from fedflow.settings_file import load_toml, toml_string
 from fedflow.site.policy import Policy, load_policy, template
@@ -66,8 +67,7 @@ class SiteFolder:
     @property
     def exchange(self) -> str:
         """The exchange's URL, with a relative folder taken from the site's folder."""
-        url = self.settings.exchange
-        return url if "://" in url else str(self.path / url)
+        return resolve_url(self.settings.exchange, self.path)
 
     def dataset(self, name: str) -> Path:
         """The data file of a dataset in the policy."""

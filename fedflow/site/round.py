@@ -24,11 +24,10 @@ from fedflow.exchange.base import get_blob
 from fedflow.privacy.ledger import Ledger, SqliteFacts
 from fedflow.secagg.client import SecAggClient
 from fedflow.secagg.context import RoundContext
-from fedflow.secagg.quantise import Quantiser, encode_integers, integer_limit
+from fedflow.secagg.quantise import encode_integers, integer_limit
 from fedflow.site.admission import Admitted
 from fedflow.wire.messages import Kind, Order
 
-MAX_MODEL_BYTES = 1 << 30
 MAX_LEG_BYTES = 1 << 20
 
 #: How often a waiting site looks whether its order was given up meanwhile (seconds).
@@ -138,7 +137,7 @@ async def take_part(
         key = layout.up(name, order.sequence, leg, job.index)
         await send(exchange, key, payload, until=until, poll=poll)
 
-    model = get_blob(exchange, layout.blob(name, order.model), order.model, MAX_MODEL_BYTES)
+    model = get_blob(exchange, layout.blob(name, order.model), order.model, layout.MAX_MODEL_BYTES)
     if model is None:
         raise Missed("model")
     client = _client(services, job, order)
@@ -211,6 +210,4 @@ def _words(job: Admitted, kind: Kind, vector: npt.NDArray[np.generic]) -> npt.ND
         return encode_integers(vector.astype(np.int64), integer_limit(sites))
     if not np.isfinite(vector).all():
         raise Refusal("non-finite", "local training gave a value that is not finite")
-    secure = job.plan.secure_aggregation
-    quantiser = Quantiser(bits=secure.bits, value_range=secure.value_range, sites=sites)
-    return quantiser.encode(vector.astype(np.float64), Csprng.from_os())
+    return job.plan.quantiser(sites).encode(vector.astype(np.float64), Csprng.from_os())

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from fedflow.errors import FedflowError, Refusal, Violation
 from fedflow.exchange import layout
+from fedflow.orders import newest_order
 from fedflow.privacy.accounting import choose_order
 from fedflow.site.admission import Admitted, admit_manifest, admit_order, peek_order
 from fedflow.site.config import SiteFolder
@@ -37,7 +38,6 @@ log = logging.getLogger("fedflow.site")
 
 #: How long to wait for a manifest that was announced but is not in the exchange yet (seconds).
 MANIFEST_SECONDS = 30.0
-MAX_MANIFEST_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Session:
             layout.manifest(self._job),
             until=time.time() + MANIFEST_SECONDS,
             poll=services.poll_seconds,
-            limit=MAX_MANIFEST_BYTES,
+            limit=layout.MAX_MANIFEST_BYTES,
         )
         admitted = admit_manifest(self._site, data, self._job, self._manifest)
         for kind in Kind:
@@ -171,15 +171,11 @@ class Session:
         exchange = self._services.exchange
         while True:
             try:
-                for sequence in reversed(layout.sequences(exchange.list(layout.rounds(self._job)))):
-                    # Whoever can write to the exchange can invent folders: only orders count.
-                    with contextlib.suppress(FedflowError):
-                        data = exchange.get(layout.order(self._job, sequence), 1 << 16) or b""
-                        order = unseal(Order, data, job.coordinator)
-                        if (order.manifest, order.sequence) == (job.digest, sequence):
-                            still_open = order.deadline / 1000 > time.time()
-                            return sequence if still_open else sequence + 1
-                return 1
+                newest = newest_order(exchange, self._job, job.digest, job.coordinator)
+                if newest is None:
+                    return 1
+                still_open = newest.deadline / 1000 > time.time()
+                return newest.sequence if still_open else newest.sequence + 1
             except OSError:
                 if time.time() > job.manifest.not_after:
                     return 1
@@ -190,7 +186,7 @@ class Session:
         exchange = self._services.exchange
         while time.time() <= job.manifest.not_after:
             try:
-                data = exchange.get(layout.order(self._job, sequence), 1 << 16)
+                data = exchange.get(layout.order(self._job, sequence), layout.MAX_SEALED_BYTES)
             except Violation:
                 data = b""  # a damaged order is an order that cannot be admitted
             except OSError:
@@ -198,7 +194,7 @@ class Session:
             if data is not None:
                 return data
             with contextlib.suppress(OSError, Violation):
-                end = exchange.get(layout.end(self._job), 1 << 16)
+                end = exchange.get(layout.end(self._job), layout.MAX_SEALED_BYTES)
                 if end is not None:
                     message = unseal(JobEnd, end, job.coordinator)
                     if message.manifest == job.digest:
