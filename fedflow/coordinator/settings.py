@@ -68,10 +68,11 @@ def init_coordinator(path: Path, *, exchange: str, authority: PublicKey) -> Iden
 def open_coordinator(path: Path) -> CoordinatorFolder:
     """Open a coordinator's folder; InputError naming what is wrong."""
     settings = load_toml(path / "coordinator.toml", CoordinatorSettings)
+    identity = Identity.load(path / "identity.pem")
     return CoordinatorFolder(
         path=path.resolve(),
         settings=settings,
-        identity=Identity.load(path / "identity.pem"),
+        identity=identity,
         authority=PublicKey.from_hex(settings.authority),
-        exchange=open_exchange(resolve_url(settings.exchange, path)),
+        exchange=open_exchange(resolve_url(settings.exchange, path), identity),
     )

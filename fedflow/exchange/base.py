@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 from typing import Protocol
@@ -17,8 +18,14 @@ class Exchange(Protocol):
     """Put-once named objects.
 
     ``put`` of the same bytes again is a no-op (a retry); other bytes under a taken name are a
-    Violation ``already-put``. ``get`` answers None for a name nobody put.
+    Violation ``already-put``. ``get`` answers None for a name nobody put. OSError means that the
+    exchange cannot be reached now. ``remote`` says that each call is a request over a network.
     """
+
+    @property
+    def remote(self) -> bool:
+        """Whether calls take so long that an event loop makes them in a thread."""
+        return False
 
     def put(self, key: str, payload: bytes) -> None:
         """Store ``payload`` under ``key``, atomically and at most once."""
@@ -45,8 +52,32 @@ def get_blob(exchange: Exchange, key: str, digest: bytes, limit: int) -> bytes |
     return payload
 
 
+async def put(exchange: Exchange, key: str, payload: bytes) -> None:
+    """:meth:`Exchange.put` without holding up the event loop."""
+    if exchange.remote:
+        await asyncio.to_thread(exchange.put, key, payload)
+    else:
+        exchange.put(key, payload)
+
+
+async def get(exchange: Exchange, key: str, limit: int = MAX_OBJECT_BYTES) -> bytes | None:
+    """:meth:`Exchange.get` without holding up the event loop."""
+    if exchange.remote:
+        return await asyncio.to_thread(exchange.get, key, limit)
+    return exchange.get(key, limit)
+
+
+async def names(exchange: Exchange, prefix: str) -> list[str]:
+    """:meth:`Exchange.list` without holding up the event loop."""
+    if exchange.remote:
+        return await asyncio.to_thread(exchange.list, prefix)
+    return exchange.list(prefix)
+
+
 class MemoryExchange:
     """An exchange in one process."""
+
+    remote = False
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}

@@ -11,6 +11,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from fedflow.crypto.identity import Identity
 from fedflow.errors import InputError, Violation
 from fedflow.exchange.base import MAX_OBJECT_BYTES, Exchange, check_key
 from fedflow.exchange.frame import HEADER, frame, unframe
@@ -23,6 +24,11 @@ class FsspecExchange:
         self._fs = fs
         self._root = root.rstrip("/")
         self._local = isinstance(fs, LocalFileSystem)
+
+    @property
+    def remote(self) -> bool:
+        """A folder of this machine is not."""
+        return not self._local
 
     def put(self, key: str, payload: bytes) -> None:
         """Store once: visible whole or not at all."""
@@ -87,8 +93,15 @@ def resolve_url(url: str, folder: Path) -> str:
     return url if "://" in url else str(folder / url)
 
 
-def open_exchange(url: str) -> Exchange:
-    """The exchange at ``url``: a folder path or any URL fsspec knows. InputError when unusable."""
+def open_exchange(url: str, identity: Identity | None = None) -> Exchange:
+    """The exchange at ``url``: a folder path, any URL fsspec knows, or a relay's (http, https).
+
+    A relay asks who writes: ``identity`` signs every request. InputError when unusable.
+    """
+    if url.startswith(("http://", "https://")):
+        from fedflow.exchange.relay import RelayExchange  # httpx: not needed for folders
+
+        return RelayExchange(url, identity)
     try:
         fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except (ValueError, ImportError) as error:

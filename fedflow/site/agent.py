@@ -60,7 +60,7 @@ class SiteAgent:
         self._trainer = TrainingClient(site.log_path)
         self._services = SiteServices(
             identity=site.identity,
-            exchange=open_exchange(site.exchange),
+            exchange=open_exchange(site.exchange, site.identity),
             ledger=self._ledger,
             facts=self._ledger.facts(),
             trainer=self._trainer,

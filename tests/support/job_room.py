@@ -50,6 +50,8 @@ class PowerCut(BaseException):
 class Spy:
     """One party's view of the shared exchange. ``before_put(key, payload)`` may raise."""
 
+    remote = False
+
     def __init__(self, inner: Any) -> None:
         self.inner = inner
         self.puts: list[tuple[str, bytes]] = []
