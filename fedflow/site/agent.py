@@ -13,6 +13,8 @@ import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from prometheus_client import CollectorRegistry
+
 from fedflow.errors import FedflowError, Refusal
 from fedflow.exchange import layout, open_exchange
 from fedflow.privacy.ledger import Ledger
@@ -35,6 +37,9 @@ from fedflow.site.socket_protocol import (
     serve,
 )
 from fedflow.site.training_client import TrainingClient
+from fedflow.telemetry.endpoint import Pulse, serve_metrics
+from fedflow.telemetry.logs import log_to
+from fedflow.telemetry.metrics import SiteMetrics
 
 log = logging.getLogger("fedflow.site")
 
@@ -74,20 +79,39 @@ class SiteAgent:
             else None
         )
         self._running: _Running | None = None
+        self._listens = False
+        self._pulse = Pulse()
+        self._registry = CollectorRegistry()
+        self._metrics = SiteMetrics(self._registry)
+
+    def _unready(self) -> str | None:
+        return None if self._listens else "the agent is starting"
 
     async def run(self, *, without_prefect: bool = False) -> None:
         """Serve until cancelled. Without Prefect, follow jobs announced in the exchange instead."""
-        warm = asyncio.create_task(self._trainer.start())
+        address, pulse = self._site.settings.metrics, self._pulse
+        with serve_metrics(
+            address, self._registry, health=pulse.complaint, ready=self._unready
+        ) as port:
+            if port is not None:
+                log.info("metrics at port %d", port)
+            await self._serve(without_prefect)
+
+    async def _serve(self, without_prefect: bool) -> None:
+        started = [asyncio.create_task(self._trainer.start())]
+        started.append(asyncio.create_task(self._pulse.beat()))
         server: SocketServer | None = None
         try:
             server = await serve(self._site.socket, self._handle)
+            self._listens = True
             log.info("site %s listens at %s", self._site.settings.label, self._site.socket)
             if without_prefect:
                 await self._follow_exchange()
             else:
                 await asyncio.Event().wait()
         finally:
-            warm.cancel()
+            for task in started:
+                task.cancel()
             if self._running is not None:
                 self._running.task.cancel()
                 await asyncio.gather(self._running.task, return_exceptions=True)
@@ -129,14 +153,21 @@ class SiteAgent:
             entry.round, entry.phase = number, phase
             for queue in entry.watchers:
                 queue.put_nowait(Progress(round=number, phase=phase))  # type: ignore[arg-type]
+            self._metrics.phase(phase)
             if phase in ("masked", "done"):
                 self._raise_alarms(entry)
 
         session = Session(self._site, self._services, job, manifest, progress)
-        entry = _Running(job, manifest, asyncio.create_task(session.run()))
+        entry = _Running(job, manifest, asyncio.create_task(self._counted(session)))
         self._running = entry
         log.info("session of job %s opened", job)
         return entry
+
+    async def _counted(self, session: Session) -> SessionEnd:
+        self._metrics.opened()
+        end = await session.run()
+        self._metrics.ended(end.outcome, end.code)
+        return end
 
     def _raise_alarms(self, running: _Running) -> None:
         """Put the alarms that are due to whoever watches; they stay due until one is told."""
@@ -201,10 +232,7 @@ def run_agent(path: Path, *, without_prefect: bool = False) -> None:
     """
     site = open_site(path)
     lock = lock_site(path)
-    handler = logging.FileHandler(site.log_path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.getLogger("fedflow").addHandler(handler)
-    logging.getLogger("fedflow").setLevel(logging.INFO)
+    log_to(site.log_path, site.settings.log_format)
 
     async def main() -> None:
         agent = asyncio.create_task(SiteAgent(site).run(without_prefect=without_prefect))

@@ -20,7 +20,7 @@ import fcntl
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -30,6 +30,7 @@ from fedflow.exchange import resolve_url
 from fedflow.privacy.ledger import Ledger
 from fedflow.settings_file import load_toml, toml_string
 from fedflow.site.policy import Policy, load_policy, template
+from fedflow.telemetry.endpoint import ADDRESS
 
 PASSPHRASE_VARIABLE = "FEDFLOW_KEY_PASSPHRASE"  # noqa: S105  (a name, not a value)
 
@@ -41,6 +42,8 @@ socket = {socket}        # where this site's Prefect worker finds the agent
 poll_seconds = 0.05        # how often the agent looks into the exchange
 spot_check_chunks = 1      # random chunks of every opened sum the agent recomputes; 0 for none
 budget_events = true       # tell Prefect when an account has 50, 25 or 10 % left, or no next round
+metrics = ""               # host:port for Prometheus, such as "127.0.0.1:9464"; empty for none
+log_format = "text"        # agent.log for people; "json" for machines
 """
 
 
@@ -59,6 +62,8 @@ class SiteSettings(BaseModel):
     budget_events: bool = Field(
         default=True, description="whether Prefect hears of accounts that run low"
     )
+    metrics: str = Field(default="", pattern=ADDRESS, description="host:port, or empty for none")
+    log_format: Literal["text", "json"] = Field(default="text", description="form of agent.log")
 
 
 @dataclass(frozen=True)
