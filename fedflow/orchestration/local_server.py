@@ -1,8 +1,9 @@
 """A Prefect server of our own, on this machine, for the demo and the tests.
 
-SQLite in a folder the caller names, a loopback port, analytics off, nothing inherited from the
-user's own Prefect settings (their profile may point at another server). It runs in a session of its
-own, so a Ctrl-C meant for us does not race it, and :meth:`LocalPrefectServer.stop` ends all of it.
+SQLite in a folder the caller names, or a PostgreSQL with or without Redis; a loopback port,
+analytics off, nothing inherited from the user's own Prefect settings (their profile may point at
+another server). It runs in a session of its own, so a Ctrl-C meant for us does not race it, and
+:meth:`LocalPrefectServer.stop` ends all of it.
 """
 
 from __future__ import annotations
@@ -37,12 +38,35 @@ _IDLE_SERVICES = (
     "EVENT_LOGGER",
 )
 
+# What a server keeps in its memory otherwise, where it is gone with the process.
+_REDIS_MODULES = {
+    "PREFECT_MESSAGING_BROKER": "prefect_redis.messaging",
+    "PREFECT_MESSAGING_CACHE": "prefect_redis.messaging",
+    "PREFECT_SERVER_EVENTS_CAUSAL_ORDERING": "prefect_redis.ordering",
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect_redis.lease_storage",
+    "PREFECT_SERVER_WORKER_CHANNEL_CLEANUP_QUEUE_STORAGE": "prefect_redis.cleanup_queue",
+}
+
 
 class LocalPrefectServer:
-    """One ``prefect server`` process group with its own home folder, logging to ``server.log``."""
+    """One ``prefect server`` process group with its own home folder, logging to ``server.log``.
 
-    def __init__(self, home: Path, port: int | None = None) -> None:
+    ``database`` is a ``postgresql+asyncpg://`` URL; on it every service runs, schedules and
+    automations included. ``redis``, a ``redis://`` URL, carries its events.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        port: int | None = None,
+        *,
+        database: str | None = None,
+        redis: str | None = None,
+    ) -> None:
+        if database is None and redis is not None:
+            raise Misuse("messages go through Redis only beside a PostgreSQL database")
         self.home = Path(home)
+        self._database, self._redis = database, redis
         self.log = self.home / "server.log"
         self._wanted_port = port
         self._port: int | None = None
@@ -121,7 +145,7 @@ class LocalPrefectServer:
         (self.home / "client").mkdir(exist_ok=True, mode=0o700)
         deadline = time.monotonic() + timeout
         for attempt in range(_ATTEMPTS):
-            self._port = self._wanted_port or _free_port()
+            self._port = self._wanted_port or free_port()
             if _answers(f"http://{_HOST}:{self._port}/"):
                 raise Refusal("prefect-server", f"port {self._port} is already in use")
             self._spawn()
@@ -145,14 +169,26 @@ class LocalPrefectServer:
 
     def stop(self, timeout: float = 10.0) -> None:
         """End the server and everything it started. Safe to call at any time, and twice."""
-        process, self._process = self._process, None
+        process = self._process
         if process is None:
             return
         _signal_group(process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout)
-        _signal_group(process.pid, signal.SIGKILL)  # whatever it left behind
-        process.wait()
+        self.kill()  # whatever it left behind
+
+    def kill(self) -> None:
+        """End it as ``kill -9`` does, everything it started included."""
+        process, self._process = self._process, None
+        if process is not None:
+            _signal_group(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def restart(self) -> LocalPrefectServer:
+        """Start again at the same port, over the same database; what still runs is killed."""
+        self.kill()
+        self._wanted_port = self.port
+        return self.start()
 
     def __enter__(self) -> LocalPrefectServer:
         return self if self._process is not None else self.start()
@@ -161,15 +197,13 @@ class LocalPrefectServer:
         self.stop()
 
     def _spawn(self) -> None:
-        database = (self.home / "prefect.db").resolve()
         environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")},
             **_QUIET,
             "PREFECT_HOME": str(self.home),
-            "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{database}",
             "PREFECT_UI_API_URL": self.api_url,
             "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
-            **{f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in _IDLE_SERVICES},
+            **self._storage(),
         }
         command = tied_command(["-m", "prefect", "server", "start"])
         command += ["--host", _HOST, "--port", str(self.port)]
@@ -183,6 +217,19 @@ class LocalPrefectServer:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+    def _storage(self) -> dict[str, str]:
+        """Settings for where the server keeps its state and sends its events."""
+        if self._database is None:
+            file = (self.home / "prefect.db").resolve()
+            return {
+                "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{file}",
+                **{f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in _IDLE_SERVICES},
+            }
+        wanted = {"PREFECT_API_DATABASE_CONNECTION_URL": self._database}
+        if self._redis is not None:
+            wanted |= {"PREFECT_REDIS_MESSAGING_URL": self._redis, **_REDIS_MODULES}
+        return wanted
 
     def _wait(self, deadline: float, progress: Progress | None) -> None:
         process = self._process
@@ -213,7 +260,8 @@ _QUIET = {
 }
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A loopback port nobody listens at now. It can be taken before it is used."""
     with socket.socket() as probe:
         probe.bind((_HOST, 0))
         port: int = probe.getsockname()[1]

@@ -144,7 +144,7 @@ def test_a_free_port_that_is_taken_in_between_is_replaced(tmp_path, monkeypatch)
     monkeypatch.setattr(sys, "executable", str(fake))
     ports = iter([40001, 40002, 40003])
     tried = []
-    monkeypatch.setattr(local_server, "_free_port", lambda: tried.append(next(ports)) or tried[-1])
+    monkeypatch.setattr(local_server, "free_port", lambda: tried.append(next(ports)) or tried[-1])
     with pytest.raises(Refusal):
         LocalPrefectServer(tmp_path / "home").start()
     assert tried == [40001, 40002, 40003]
