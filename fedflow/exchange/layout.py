@@ -14,6 +14,7 @@
     jobs/<job>/rounds/<sequence>/transcript    Sealed transcript, by the coordinator
     jobs/<job>/end                             Sealed JobEnd
     jobs/<job>/blobs/<sha256>                  model files (safetensors), named by their digest
+    federation/roster/<serial>                 Sealed FederationRoster, by the authority
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from collections.abc import Iterable
 MAX_MODEL_BYTES = 1 << 30
 MAX_MANIFEST_BYTES = 1 << 21
 MAX_SEALED_BYTES = 1 << 16
+#: The largest sealed list of members (bytes).
+MAX_ROSTER_BYTES = 8 << 20
 
 #: What one site adds to the largest message of a leg, in the suite with the largest keys (bytes).
 _SITE_BYTES = 4096
@@ -122,3 +125,13 @@ def end(job_id: str) -> str:
 def blob(job_id: str, digest: bytes) -> str:
     """A content-addressed file."""
     return f"{job(job_id)}/blobs/{digest.hex()}"
+
+
+def federation_rosters() -> str:
+    """The folder of all lists of members."""
+    return "federation/roster"
+
+
+def federation_roster(serial: int) -> str:
+    """The list of members with this serial."""
+    return f"{federation_rosters()}/{serial:06d}"
