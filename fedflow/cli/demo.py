@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from fedflow.errors import InputError
+from fedflow.extras import need
 from fedflow.learning.plan import load_plan
 
 PLAN = Path(__file__).parents[2] / "flows" / "plans" / "randhie-summed.toml"
@@ -42,6 +43,7 @@ def demo(
             allowed=", ".join([*labels, "none"]),
         )
     loaded = load_plan(plan)
+    need("coordinator")
     from fedflow.demo.run import Demo, Options  # heavy: torch and Prefect
 
     options = Options(

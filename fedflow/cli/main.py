@@ -13,6 +13,7 @@ import fedflow
 from fedflow.cli import audit, ledger, overlap, plan, site
 from fedflow.cli.demo import demo
 from fedflow.errors import FedflowError, Misuse, Violation
+from fedflow.extras import explain
 
 EXIT_REFUSED, EXIT_BUG, EXIT_INTERRUPTED = 2, 3, 130
 
@@ -54,6 +55,11 @@ def main() -> None:
         word = {Violation: "not valid", Misuse: "internal error"}.get(type(error), "refused")
         Console(stderr=True).print(Text.assemble((f"fedflow: {word}: ", "bold red"), str(error)))
         sys.exit(EXIT_BUG if isinstance(error, Misuse) else EXIT_REFUSED)
+    except ModuleNotFoundError as error:
+        if (what := explain(error)) is None:
+            raise
+        Console(stderr=True).print(Text.assemble(("fedflow: refused: ", "bold red"), what))
+        sys.exit(EXIT_REFUSED)
     except SystemExit as end:
         if end.code == EXIT_INTERRUPTED:  # typer turns Ctrl-C into this, without a word
             Console(stderr=True).print("fedflow: interrupted; everything it started has ended")

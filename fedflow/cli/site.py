@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from fedflow.errors import InputError
+from fedflow.extras import need
 from fedflow.privacy.ledger import Ledger
 from fedflow.privacy.outlook import outlooks
 from fedflow.site.agent import run_agent
@@ -48,6 +49,7 @@ def start(
     ] = False,
 ) -> None:
     """Run the site's agent until Ctrl-C or SIGTERM."""
+    need("site")  # the training process needs torch; better said now than in the first round
     site = open_site(folder)
     console = Console(stderr=True)
     console.print(f"site [bold]{site.settings.label}[/]: agent starting, log in {site.log_path}")

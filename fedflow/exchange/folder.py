@@ -12,9 +12,10 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from fedflow.crypto.identity import Identity
-from fedflow.errors import InputError, Violation
+from fedflow.errors import InputError, Refusal, Violation
 from fedflow.exchange.base import MAX_OBJECT_BYTES, Exchange, check_key
 from fedflow.exchange.frame import HEADER, frame, unframe
+from fedflow.extras import sentence
 
 
 class FsspecExchange:
@@ -104,7 +105,11 @@ def open_exchange(url: str, identity: Identity | None = None) -> Exchange:
         return RelayExchange(url, identity)
     try:
         fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
-    except (ValueError, ImportError) as error:
+    except ImportError as error:
+        if url.startswith("s3://"):
+            raise Refusal("missing-extra", sentence("s3")) from None
+        raise InputError(f"cannot open the exchange: {error}", field="exchange") from None
+    except ValueError as error:
         raise InputError(
             f"cannot open the exchange: {error}", field="exchange", allowed="a folder or fsspec URL"
         ) from None

@@ -15,8 +15,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from plotly.offline import get_plotlyjs
-
 from fedflow.report.markup import Html, tag, text
 from fedflow.report.plots import Figure
 from fedflow.report.style import CSS
@@ -43,7 +41,11 @@ _DRAW = """
 
 def page(title: str, body: Html, figures: Mapping[str, Figure] | None = None) -> str:
     """A whole page. Each figure is drawn into the element ``plot-<name>`` of ``body``."""
-    scripts = [get_plotlyjs(), _DRAW] if figures else []
+    scripts = []
+    if figures:
+        from plotly.offline import get_plotlyjs  # not at every site: see the extras
+
+        scripts = [get_plotlyjs(), _DRAW]
     sources = " ".join(map(_source, scripts)) or "'none'"
     policy = (
         "default-src 'none'; connect-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; "
