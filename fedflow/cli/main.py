@@ -12,6 +12,7 @@ from rich.text import Text
 import fedflow
 from fedflow.cli import audit, ledger, overlap, plan, site
 from fedflow.cli.demo import demo
+from fedflow.cli.doctor import doctor
 from fedflow.errors import FedflowError, Misuse, Violation
 from fedflow.extras import explain
 
@@ -25,6 +26,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command(epilog="Example: fedflow demo --drop-site site-3 --keep-server")(demo)
+app.command(epilog="Example: fedflow doctor ./site-berlin")(doctor)
 app.add_typer(plan.app, name="plan")
 site.app.add_typer(overlap.app, name="overlap")
 app.add_typer(site.app, name="site")
