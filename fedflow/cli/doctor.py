@@ -52,7 +52,8 @@ def doctor(
         typer.echo(json.dumps({"healthy": not levels["fault"], "findings": facts}))
     else:
         word = "this site cannot take part yet" if levels["fault"] else "this site can take part"
-        console.print(f"\n{word}: {levels['fault']} faults, {levels['warning']} warnings")
+        counts = [_counted(levels[level], level) for level in ("fault", "warning")]
+        console.print(f"\n{word}: {', '.join(counts)}")
     raise typer.Exit(1 if levels["fault"] else 0)
 
 
@@ -61,6 +62,10 @@ def _show(console: Console, finding: Finding) -> None:
     console.print(f"{head} {escape(finding.says)}", soft_wrap=True, highlight=False)
     if finding.advice:
         console.print(f"{'':22} → {escape(finding.advice)}", soft_wrap=True, highlight=False)
+
+
+def _counted(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
 def _credential() -> dict[str, str]:
