@@ -102,7 +102,9 @@ class SiteAgent:
         started.append(asyncio.create_task(self._pulse.beat()))
         server: SocketServer | None = None
         try:
-            server = await serve(self._site.socket, self._handle)
+            server = await serve(
+                self._site.socket, self._handle, group=self._site.settings.socket_group
+            )
             self._listens = True
             log.info("site %s listens at %s", self._site.settings.label, self._site.socket)
             if without_prefect:

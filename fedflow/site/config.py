@@ -28,17 +28,20 @@ from fedflow.crypto.identity import Identity
 from fedflow.errors import InputError, Refusal
 from fedflow.exchange import resolve_url
 from fedflow.privacy.ledger import Ledger
-from fedflow.settings_file import load_toml, toml_string
+from fedflow.settings_file import load_toml, read_text, toml_string
 from fedflow.site.policy import Policy, load_policy, template
 from fedflow.telemetry.endpoint import ADDRESS
 
 PASSPHRASE_VARIABLE = "FEDFLOW_KEY_PASSPHRASE"  # noqa: S105  (a name, not a value)
+#: Names a file with it: a service manager's credential or a container's secret.
+PASSPHRASE_FILE_VARIABLE = "FEDFLOW_KEY_PASSPHRASE_FILE"  # noqa: S105
 
 SITE_TEMPLATE = """\
 # A fedflow site. Relative paths are relative to this folder.
 label = {label}          # the name in rosters and in Prefect: lower-case letters, digits, dashes
 exchange = {exchange}    # the mailbox shared with the coordinator: a folder or an fsspec URL
 socket = {socket}        # where this site's Prefect worker finds the agent
+socket_group = ""          # a group the worker's user is in, where that is another user
 poll_seconds = 0.05        # how often the agent looks into the exchange
 spot_check_chunks = 1      # random chunks of every opened sum the agent recomputes; 0 for none
 budget_events = true       # tell Prefect when an account has 50, 25 or 10 % left, or no next round
@@ -55,6 +58,9 @@ class SiteSettings(BaseModel):
     label: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$", description="a plain name")
     exchange: str = Field(min_length=1, description="a folder or an fsspec URL")
     socket: str = Field(min_length=1, description="path of the agent's Unix socket")
+    socket_group: str = Field(
+        default="", description="group that may use the socket; empty for this user alone"
+    )
     poll_seconds: float = Field(gt=0, le=60, description="seconds between looks at the exchange")
     spot_check_chunks: int = Field(
         default=1, ge=0, le=4096, description="random chunks of every sum that are recomputed"
@@ -147,8 +153,13 @@ def open_site(path: Path) -> SiteFolder:
 
 def _passphrase() -> bytes | None:
     """What protects the site's key file, from the operator's environment; None for nothing."""
-    value = os.environ.get(PASSPHRASE_VARIABLE)
-    return value.encode() if value else None
+    if name := os.environ.get(PASSPHRASE_FILE_VARIABLE):
+        value = read_text(name).rstrip("\r\n")
+        if not value:
+            raise InputError("holds no passphrase", where=name, field=PASSPHRASE_FILE_VARIABLE)
+        return value.encode()
+    value = os.environ.get(PASSPHRASE_VARIABLE, "")
+    return value.encode() or None
 
 
 def lock_site(path: Path) -> IO[str]:

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import shutil
 import socket
 import stat
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -257,16 +258,18 @@ class SocketServer:
 
 
 async def serve(
-    path: str | os.PathLike[str], handler: Handler, *, mode: int = 0o600
+    path: str | os.PathLike[str], handler: Handler, *, mode: int = 0o600, group: str = ""
 ) -> SocketServer:
     """Listen at ``path`` and answer each connection's one request with ``handler(request, send)``.
 
-    The socket file has ``mode`` 0600, or 0660 where worker and daemon are two users of one group.
+    The socket file has ``mode`` 0600, or 0660 where worker and daemon are two users of one group;
+    naming the ``group`` means the latter.
     A handler is cancelled when its worker leaves, so a session must run in a task of its own.
     Raises InputError for a path that is too long, not a socket, or served by a live daemon.
     """
     if mode not in (0o600, 0o660):
         raise Misuse("a site socket is for its owner, or for its owner and group")
+    mode = 0o660 if group else mode
     path = _check_path(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -276,6 +279,8 @@ async def serve(
             sock.bind(str(path))
         finally:
             os.umask(before)
+        if group:
+            _give_to(path, group)
         server = SocketServer(path, handler)
         await server._start(sock)
     except OSError as exc:
@@ -287,6 +292,20 @@ async def serve(
         sock.close()
         raise
     return server
+
+
+def _give_to(path: Path, group: str) -> None:
+    """Let a group use the socket; InputError, and no socket, when that cannot be."""
+    try:
+        shutil.chown(path, group=group)
+    except LookupError:
+        why = f"there is no group {group!r} on this machine"
+    except PermissionError:
+        why = f"this user is not in the group {group!r}"
+    else:
+        return
+    path.unlink()
+    raise InputError(why, field="socket_group", allowed="a group of the agent's user")
 
 
 def _make_room(path: Path) -> None:
