@@ -39,6 +39,15 @@ _BY_CODE = {
         "Stop this site's part in jobs. Ask its operator when and to whom each export was given: "
         "its signing key is used in two places, or a ledger was put back."
     ),
+    "unpinned-key": (
+        "Compare the new key's fingerprint with the one that the site's operator reads out, and "
+        "ask the authority for a roster that lists it. If the operator does not know the key, "
+        "somebody else has an old one: stop the site's part in jobs."
+    ),
+    "foreign-ledger": (
+        "Ask the site whose ledger this is; if it says its own, ask the authority which keys it "
+        "has listed for the site."
+    ),
     "truncated": "Ask the site for a fresh export; if it ends the same way, ask for the database.",
     "bad-price": "Treat the account as overspent and ask which software made the entry.",
     "wrong-price": (

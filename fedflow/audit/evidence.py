@@ -129,10 +129,10 @@ def read_manifest(
         if manifest.coordinator != roster.coordinator.raw:
             raise Violation("unknown-coordinator", "it names a coordinator that is not pinned")
         for entry in manifest.roster:
-            key = roster.keys.get(entry.index)
+            key = PublicKey(entry.public_key)  # a site's key may have been replaced between jobs
             if (
-                key is None
-                or key.raw != entry.public_key
+                entry.index not in roster.keys
+                or key not in roster.all_keys(entry.index)
                 or roster.labels[entry.index] != entry.label
             ):
                 raise Violation("unknown-site", f"its site {entry.label} is not the pinned one")
@@ -141,7 +141,7 @@ def read_manifest(
             raise Violation("bad-manifest", "manifest and plan disagree about the cohort")
         if plan.secure_aggregation.value_range not in ("auto", manifest.value_range):
             raise Violation("bad-manifest", "manifest and plan disagree about the range of values")
-        keys = {entry.index: roster.keys[entry.index] for entry in manifest.roster}
+        keys = {entry.index: PublicKey(entry.public_key) for entry in manifest.roster}
         return JobEvidence(manifest, manifest.digest(), plan, keys)
     return None
 

@@ -1,9 +1,9 @@
 """The exported ledgers of an audited folder: whose each file is, and whether a site told one story.
 
 Any file ``audit/ledgers/*.jsonl`` may be a ledger. One named after a site is read with that site's
-key; any other with the key that signed its first line. A site may be there several times: exports
-of different days, or one that another party kept. Each is a prefix of the longest, or the site has
-signed two histories.
+key, or with one it had before; any other with the key that signed its first line. A site may be
+there several times: exports of different days, or one that another party kept. Each is a prefix of
+the longest, or the site has signed two histories.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from pathlib import Path
 
 from fedflow.audit.findings import Recorder
 from fedflow.audit.roster import PinnedRoster
+from fedflow.crypto.identity import PublicKey
 from fedflow.errors import FedflowError, InputError
 from fedflow.privacy.chain import Chain
 from fedflow.privacy.entries import Entry, Opened, read_entry
-from fedflow.privacy.export import MAX_LINE, read_export
+from fedflow.privacy.export import MAX_LINE, ExportReading, first_key_in, read_export
 
 _CHAINED = ("seq", "previous")
 
@@ -81,7 +82,7 @@ def _read(
     if not path.is_file():  # reading a pipe would never end
         raise InputError("it is not a file", where=path.name)
     label = roster.labels[site]
-    reading = read_export(path, roster.keys[site])
+    reading = _reading(path, roster.all_keys(site))
     recorder.count("ledger", len(reading.chain.entries))
     for found in reading.findings:
         at = where if found.entry is None else f"{where}, entry {found.entry}"
@@ -91,7 +92,36 @@ def _read(
         if isinstance(entry, Opened) and entry.label != label:
             sentence = f"The ledger of {label} calls its site {entry.label}."
             recorder.warn("other-label", sentence, f"{where}, entry {entry.seq}")
+    _check_keys(reading.chain, site, where, roster, recorder)
     return SiteLedger(site, label, where, reading.chain)
+
+
+def _check_keys(
+    chain: Chain, site: int, where: str, roster: PinnedRoster, recorder: Recorder
+) -> None:
+    """A ledger goes on under a pinned key: whoever stole an old one would name one of their own."""
+    label, pinned = roster.labels[site], roster.all_keys(site)
+    if not chain.entries or chain.key in pinned:
+        return
+    now = f"The ledger of {label} goes on under {chain.key.fingerprint()}, which is not pinned"
+    if pinned[0] in chain.keys:
+        recorder.warn("unpinned-key", f"{now}: it took over from the key that is.", where)
+    else:
+        sentence = f"{now}: an earlier key of {label} named it, not the one it has now."
+        recorder.error("ledger", "unpinned-key", sentence, where)
+
+
+def _reading(path: Path, keys: Iterable[PublicKey]) -> ExportReading:
+    """Read an export with the first of a site's keys, newest first, that the ledger has had.
+
+    An export from before the key was replaced ends under an old one. With none, as by the newest.
+    """
+    readings = []
+    for key in keys:
+        readings.append(read_export(path, key))
+        if readings[-1].chain.entries or not readings[-1].findings:
+            return readings[-1]
+    return readings[0]
 
 
 def _signer(path: Path, roster: PinnedRoster) -> int | None:
@@ -103,16 +133,24 @@ def _signer(path: Path, roster: PinnedRoster) -> int | None:
             line = file.readline(MAX_LINE + 1)
     except OSError as error:
         raise InputError(f"it cannot be read: {error.strerror}", where=path.name) from None
+    if first_key_in(line) is not None:  # several keys: whose they are, the whole file tells
+        own = (
+            site
+            for site in roster.keys
+            if _reading(path, roster.all_keys(site)).chain.entries  # none of another's
+        )
+        return next(own, None)
     try:
         data = bytes.fromhex(json.loads(line)["entry"])
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    for site, key in roster.keys.items():
-        try:
-            read_entry(data, key)
-        except FedflowError:
-            continue
-        return site
+    for site in roster.keys:
+        for key in roster.all_keys(site):
+            try:
+                read_entry(data, key)
+            except FedflowError:
+                continue
+            return site
     return None
 
 
@@ -155,6 +193,9 @@ def _difference(one: Entry, other: Entry) -> str:
 
 
 def _kind(entry: Entry) -> str:
-    return {"open": "an account", "reserve": "a charge", "settle": "a settlement"}.get(
-        entry.kind, "a plan's charge"
-    )
+    return {
+        "open": "an account",
+        "reserve": "a charge",
+        "settle": "a settlement",
+        "rotate": "a new key",
+    }.get(entry.kind, "a plan's charge")

@@ -94,7 +94,7 @@ class Replay:
             with self._recorder.examining("countersign", f"{folder}/{name}", about=about):
                 site = site_number(name, job)
                 data = need(self._exchange, layout.countersign(job.id, site), MAX_SMALL)
-                bound = unseal(Countersignature, data, self._roster.keys[site])
+                bound = unseal(Countersignature, data, job.roster[site])
                 if (bound.manifest, bound.site) != (job.digest, site):
                     raise Violation("foreign-signature", "it binds to another manifest or site")
                 job.bound.add(site)

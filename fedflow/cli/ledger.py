@@ -14,7 +14,7 @@ from rich.table import Table
 
 from fedflow.crypto.identity import PublicKey
 from fedflow.errors import InputError, Refusal
-from fedflow.privacy.entries import FIXED_PLAN, Committed, Entry, Opened, Reserved
+from fedflow.privacy.entries import FIXED_PLAN, Committed, Entry, Opened, Reserved, Rotated
 from fedflow.privacy.export import read_export
 from fedflow.privacy.ledger import Ledger
 from fedflow.privacy.outlook import outlooks
@@ -75,6 +75,8 @@ def _describe(entry: Entry) -> tuple[str, str]:
     if isinstance(entry, Reserved):
         what = f"{entry.job}, round {entry.round}: "
         return "reserved", what + (f"Rényi loss {entry.rho:.5f}" if entry.rho else "of its plan")
+    if isinstance(entry, Rotated):
+        return "new key", f"goes on under {PublicKey(entry.new_key).fingerprint()}"
     what = f"in a sum of {entry.survivors} sites"
     return "settled", what + (f": Rényi loss {entry.rho:.5f}" if entry.rho else "")
 

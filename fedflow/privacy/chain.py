@@ -3,7 +3,7 @@
 :meth:`Chain.add` is the only way in and is used for a site's own ledger and for an exported one, so
 a site and its auditor can never disagree about what is valid. The rules, for entry number n:
 
-1. it is canonical and signed by the ledger's key;
+1. it is canonical and signed by the ledger's key, which is the first one until it is replaced;
 2. its number is n and it names the hash of entry n - 1 (zeros for n = 0);
 3. an account is opened once, with a budget that can pay for something;
 4. a plan is charged once, on an open account of plans fixed beforehand, with the account's unit and
@@ -14,7 +14,9 @@ a site and its auditor can never disagree about what is valid. The rules, for en
    or its plan was charged, for this event, and has releases left;
 7. a settlement names a context reserved on that account and not yet settled, and at least as many
    sites as a sum opens for; its price is that of the noise so many sites add, and never more than
-   what was reserved.
+   what was reserved;
+8. a replacement of the key is agreed to by the new key, which the ledger never had before. Nothing
+   else changes with it: accounts, charges and what is left go on.
 
 How prices and budgets work is in :mod:`fedflow.privacy.accounts`.
 """
@@ -26,10 +28,12 @@ from fedflow.errors import Refusal, Violation
 from fedflow.privacy.accounts import Account, open_account
 from fedflow.privacy.entries import (
     GENESIS,
+    TAKEOVER_LABEL,
     Committed,
     Entry,
     Opened,
     Reserved,
+    Rotated,
     Settled,
     entry_hash,
     read_entry,
@@ -37,15 +41,23 @@ from fedflow.privacy.entries import (
 
 
 class Chain:
-    """The state after a sequence of entries signed by ``key``."""
+    """The state after a sequence of entries.
 
-    def __init__(self, key: PublicKey) -> None:
-        self.key = key
+    ``keys`` are the ledger's keys, oldest first; the first is given, others come by rule 8.
+    """
+
+    def __init__(self, first_key: PublicKey) -> None:
+        self.keys = [first_key]
         self.head = GENESIS
         self.entries: list[Entry] = []
         self.accounts: dict[str, Account] = {}
         self.reserved: dict[bytes, Reserved] = {}
         self.settled: dict[bytes, Settled] = {}
+
+    @property
+    def key(self) -> PublicKey:
+        """Who signs the next entry."""
+        return self.keys[-1]
 
     def add(self, signed: bytes) -> Entry:
         """Append one signed entry; Violation, and no change, when a rule is broken."""
@@ -60,6 +72,8 @@ class Chain:
             self._owner(entry).commit(entry)  # rule 4
         elif isinstance(entry, Reserved):
             self._reserve(entry)
+        elif isinstance(entry, Rotated):
+            self._rotate(entry)
         else:
             self._settle(entry)
         self.entries.append(entry)
@@ -111,3 +125,11 @@ class Chain:
             raise Violation("bad-entry", "it settles a reservation a second time")
         self.accounts[entry.account].settle(entry)
         self.settled[entry.context] = entry
+
+    def _rotate(self, entry: Rotated) -> None:
+        new = PublicKey(entry.new_key)  # rule 8
+        if new in self.keys:
+            raise Violation("bad-entry", "it takes back a key that the ledger had before")
+        agreed = Rotated.taken_over(entry.seq, entry.previous, self.key.raw, new.raw)
+        new.verify(TAKEOVER_LABEL, agreed, entry.consent)
+        self.keys.append(new)

@@ -1,9 +1,9 @@
 """The entries of a privacy ledger, as canonical messages.
 
-Four kinds exist: an account is opened with its budget, a plan is paid for as a whole, a release is
-reserved, a reservation is settled. Every entry carries its number and the hash of the entry before
-it, and is signed by the site under the label "ledger entry". Entry 0 has 32 zero bytes in place of
-a previous hash and every account starts with its own :class:`Opened`.
+Five kinds exist: an account is opened with its budget, a plan is paid for as a whole, a release is
+reserved, a reservation is settled, the site's key is replaced. Every entry carries its number and
+the hash of the entry before it, and is signed by the site under the label "ledger entry". Entry 0
+has 32 zero bytes in place of a previous hash and every account starts with its own :class:`Opened`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from fedflow.wire.codec import (
 GENESIS = bytes(32)
 ENTRY_LABEL = "ledger entry"
 HEAD_LABEL = "ledger head"
+TAKEOVER_LABEL = "ledger takeover"
 PURPOSES = ("train", "evaluate")
 ADAPTIVE = "adaptive"
 FIXED_PLAN = "fixed-plan"
@@ -178,6 +179,29 @@ class Settled(Message, type_id=52, version=2):
 
 
 @dataclass(frozen=True, slots=True)
+class Rotated(Message, type_id=56, version=1):
+    """From the next entry on the ledger is signed by ``new_key``; this one is by the old key.
+
+    ``consent`` is the new key's signature over :meth:`taken_over` under the label "ledger
+    takeover": by it the new key vouches for every entry up to here, so an auditor who was given
+    either key can follow the whole ledger, and nobody's key is put on a ledger they did not take.
+    """
+
+    kind: ClassVar[str] = "rotate"
+    account: ClassVar[str] = ""
+    seq: U64
+    previous: Bytes32
+    time: U64
+    new_key: Bytes32
+    consent: Signature
+
+    @staticmethod
+    def taken_over(seq: int, previous: bytes, old_key: bytes, new_key: bytes) -> bytes:
+        """What the new key signs: what came before, and both keys."""
+        return seq.to_bytes(8, "big") + previous + old_key + new_key
+
+
+@dataclass(frozen=True, slots=True)
 class Head(Message, type_id=53, version=1):
     """The end of an exported ledger: how many entries there are and the hash of the last one."""
 
@@ -195,12 +219,15 @@ class SignedEntry(Message, type_id=54, version=1):
     signature: Signature
 
 
-Entry = Opened | Committed | Reserved | Settled
-_TYPES: dict[int, type[Opened] | type[Committed] | type[Reserved] | type[Settled]] = {
+Entry = Opened | Committed | Reserved | Settled | Rotated
+_TYPES: dict[
+    int, type[Opened] | type[Committed] | type[Reserved] | type[Settled] | type[Rotated]
+] = {
     Opened.TYPE: Opened,
     Committed.TYPE: Committed,
     Reserved.TYPE: Reserved,
     Settled.TYPE: Settled,
+    Rotated.TYPE: Rotated,
 }
 
 

@@ -3,6 +3,10 @@
 JSON lines: ``{"entry": "<hex>"}`` per signed entry, oldest first, then one ``{"head": "<hex>"}``: a
 signed statement of how many entries there are. Without it, entries cut off at the end would leave
 no trace.
+
+A ledger whose key was replaced starts with ``{"key": "<hex>"}``, its first key. Anybody could write
+that line: what counts is that the key the reader was given is one of those that signed the ledger.
+Each old key names the next, and each new one signed what it took over, so any of them is enough.
 """
 
 from __future__ import annotations
@@ -40,11 +44,17 @@ class ExportReading:
     findings: list[ExportFinding] = field(default_factory=list)
 
 
-def write_export(path: str | Path, signed: Iterable[bytes], head: bytes) -> None:
-    """Write the export, complete or not at all; InputError when the file cannot be written."""
+def write_export(
+    path: str | Path, signed: Iterable[bytes], head: bytes, first_key: PublicKey | None = None
+) -> None:
+    """Write the export, complete or not at all; InputError when the file cannot be written.
+
+    ``first_key`` is given for a ledger that has had more than one.
+    """
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    lines = [json.dumps({"entry": item.hex()}) for item in signed]
+    lines = [] if first_key is None else [json.dumps({"key": first_key.hex()})]
+    lines += [json.dumps({"entry": item.hex()}) for item in signed]
     lines.append(json.dumps({"head": head.hex()}))
     try:
         with open(temporary, "w", encoding="ascii") as file:
@@ -61,19 +71,38 @@ def write_export(path: str | Path, signed: Iterable[bytes], head: bytes) -> None
 def read_export(path: str | Path, key: PublicKey) -> ExportReading:
     """Read an export and check it against ``key``: signatures, chain, prices, budgets and head.
 
+    ``key`` is any key the ledger has had; the others follow from it. Where it is none of them, the
+    reading holds no entry, as nothing says whose they are.
     Never raises for bad contents, those are findings; InputError when the file cannot be read.
     """
     reading = ExportReading(Chain(key))
     try:
         with open(path, "rb") as file:
-            while line := file.readline(MAX_LINE + 1):
-                if not _take(line, reading):
-                    return reading
+            first = first_key_in(line := file.readline(MAX_LINE + 1))
+            if first is not None:
+                reading, line = ExportReading(Chain(first)), file.readline(MAX_LINE + 1)
+            while line and _take(line, reading):
+                line = file.readline(MAX_LINE + 1)
     except OSError as err:
         raise InputError(f"cannot be read: {err.strerror}", where=str(path)) from None
-    if reading.head is None:
+    if reading.head is None and not reading.findings:
         _find(reading, "truncated", "the export ends without its signed head: entries may be cut")
+    if key not in reading.chain.keys:
+        sentence = f"the ledger is not one of {key.fingerprint()}, neither now nor before"
+        foreign = ExportFinding("foreign-ledger", sentence)
+        return ExportReading(Chain(key), None, [*reading.findings, foreign])
+    if first is not None and len(reading.chain.keys) == 1 and not reading.findings:
+        _find(reading, "bad-line", "it names a first key, but the key was never replaced")
     return reading
+
+
+def first_key_in(line: bytes) -> PublicKey | None:
+    """The first key that an export's first line names; None for any other line."""
+    try:
+        _name, data = _parse(line, ("key",))
+        return PublicKey(data)
+    except Violation:
+        return None
 
 
 def verify_export(path: str | Path, key: PublicKey) -> list[ExportFinding]:
@@ -109,7 +138,7 @@ def _take(line: bytes, reading: ExportReading) -> bool:
     return True
 
 
-def _parse(line: bytes) -> tuple[str, bytes]:
+def _parse(line: bytes, names: tuple[str, ...] = ("entry", "head")) -> tuple[str, bytes]:
     if len(line) > MAX_LINE:
         raise Violation("too-long", "the line is too long for a ledger entry")
     try:
@@ -118,7 +147,7 @@ def _parse(line: bytes) -> tuple[str, bytes]:
         data = bytes.fromhex(text)
     except (ValueError, TypeError, AttributeError, RecursionError):
         raise Violation("bad-line", "the line is not an entry of a ledger export") from None
-    if name not in ("entry", "head") or json.dumps({name: data.hex()}) != written.strip("\n"):
+    if name not in names or json.dumps({name: data.hex()}) != written.strip("\n"):
         raise Violation("bad-line", "the line is not in the export's one form")
     return name, data
 

@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 
 from fedflow.crypto.identity import Identity, PublicKey
-from fedflow.errors import FedflowError, InputError, Misuse, Violation
+from fedflow.errors import FedflowError, InputError, Misuse, Refusal, Violation
 from fedflow.privacy.chain import Chain
 from fedflow.privacy.entries import Entry, Opened, Reserved, entry_hash, sign_entry
 from fedflow.privacy.facts import SqliteFacts
@@ -22,13 +22,17 @@ Write = Callable[[Entry, bytes | None], None]
 
 
 class Journal:
-    """A verified view of one ledger file, writable when it has the site's :class:`Identity`."""
+    """A verified view of one ledger file, writable when it has the site's :class:`Identity`.
 
-    def __init__(self, store: Store, key: Identity | PublicKey) -> None:
+    ``key`` is the one the ledger has now; without one, whichever that is.
+    """
+
+    def __init__(self, store: Store, key: Identity | PublicKey | None) -> None:
         self.store = store
         self.identity = key if isinstance(key, Identity) else None
-        self.chain = Chain(key.public if isinstance(key, Identity) else key)
-        self.label = store.label()
+        self._key = key.public if isinstance(key, Identity) else key
+        self.label, self._first = store.label(), store.first_key()
+        self.chain = Chain(self._first)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -47,6 +51,12 @@ class Journal:
         try:
             with self.store.transaction() as db:
                 self._catch_up(db)
+                if self.chain.key != identity.public:
+                    raise Refusal(
+                        "key-replaced",
+                        f"the ledger {self.store.path} goes on under another key, so nothing is"
+                        " released with this one; start the site again",
+                    )
 
                 def write(entry: Entry, release: bytes | None) -> None:
                     nonlocal appended
@@ -63,15 +73,24 @@ class Journal:
                 yield write
         except BaseException:
             if appended:  # memory is ahead of the file: read it all again next time
-                self.chain = Chain(self.chain.key)
+                self.chain = Chain(self._first)
             raise
+
+    def go_on_as(self, identity: Identity) -> None:
+        """Sign what follows with ``identity``, which an entry has made the ledger's key."""
+        self.identity, self._key = identity, identity.public
 
     def verify(self) -> None:
         """Everything in the file, once. InputError naming the entry that is not intact."""
         with self.store.reading() as db:
-            if db.execute("SELECT key FROM owner").fetchall() != [(self.chain.key.raw,)]:
-                raise self._unusable(f"is not the ledger of {self.chain.key.fingerprint()}")
-            self._catch_up(db)
+            try:
+                self._catch_up(db)
+            except InputError:
+                # Not even its first entry is by the key it says it began with.
+                if self._key in (None, self._first) or self.chain.entries:
+                    raise
+            if self._key is not None and self._key != self.chain.key:
+                raise self._unusable(f"is not the ledger of {self._key.fingerprint()}")
             for entry in self.chain.entries:
                 if isinstance(entry, Opened) and entry.label != self.label:
                     raise self._damaged(entry.seq, f"it names the site {entry.label!r}")

@@ -30,11 +30,13 @@ from fedflow.privacy.accounting import FixedOrderFilter
 from fedflow.privacy.accounts import Charge, FixedPlanAccount
 from fedflow.privacy.entries import (
     ADAPTIVE,
+    TAKEOVER_LABEL,
     Committed,
     Entry,
     Head,
     Opened,
     Reserved,
+    Rotated,
     Settled,
     sign_head,
 )
@@ -55,7 +57,7 @@ class Ledger:
     """An append-only, hash-chained, signed ledger in one SQLite file.
 
     Opened with the site's :class:`Identity` it can be written; with a :class:`PublicKey` it can
-    only be read. Safe to share between threads and processes.
+    only be read, whoever signed it. Safe to share between threads and processes.
     """
 
     def __init__(self, journal: Journal, clock: Callable[[], int]) -> None:
@@ -83,14 +85,16 @@ class Ledger:
     def open(
         cls,
         path: str | Path,
-        key: Identity | PublicKey,
+        key: Identity | PublicKey | None,
         *,
         clock: Callable[[], int] | None = None,
         busy_seconds: float = BUSY_SECONDS,
     ) -> Self:
         """Open a ledger and verify all of it: every signature, hash, price and stored release.
 
-        InputError naming the entry when anything was changed, or when it is another site's ledger.
+        ``key`` is the site's key now; None reads the ledger under whichever key it goes on with,
+        for the caller to look at. InputError naming the entry when anything was changed, or when it
+        is another site's ledger.
         """
         writable = isinstance(key, Identity)
         store = Store.open(Path(path), writable=writable, busy_seconds=busy_seconds)
@@ -104,8 +108,13 @@ class Ledger:
 
     @property
     def key(self) -> PublicKey:
-        """The public key of the site whose ledger this is."""
+        """The public key that signs the ledger's next entry."""
         return self._journal.chain.key
+
+    @property
+    def keys(self) -> tuple[PublicKey, ...]:
+        """Every key the ledger was signed with, oldest first."""
+        return tuple(self._journal.chain.keys)
 
     @property
     def label(self) -> str:
@@ -241,6 +250,27 @@ class Ledger:
             write(entry, None)
             return entry
 
+    def rotate(self, new: Identity) -> Rotated:
+        """Go on under the key ``new``, durably: accounts, charges and what is left stay.
+
+        Doing it again with the key the ledger has already returns that entry. After it, other open
+        handles with the old key can only read. Violation when the ledger had this key before.
+        """
+        with self._journal.reading():
+            done = self._journal.chain.entries[-1:]
+            if self.key == new.public and done and isinstance(done[0], Rotated):
+                return done[0]
+            if new.public in self.keys:
+                raise Violation("bad-entry", "the ledger had this key before; make a new one")
+        with self._journal.writing() as write:
+            seq, previous, now = self._place()
+            agreed = Rotated.taken_over(seq, previous, self.key.raw, new.public.raw)
+            consent = new.sign(TAKEOVER_LABEL, agreed)
+            entry = Rotated(seq, previous, now, new.public.raw, consent)
+            write(entry, None)
+        self._journal.go_on_as(new)
+        return entry
+
     def _place(self) -> tuple[int, bytes, int]:
         """Number, previous hash and time of the next entry."""
         chain = self._journal.chain
@@ -368,7 +398,8 @@ class Ledger:
         with self._journal.reading() as db:
             signed = [row[0] for row in db.execute("SELECT signed FROM entries ORDER BY seq")]
             head = Head(len(signed), self._journal.chain.head, self._clock())
-        write_export(path, signed, sign_head(head, identity))
+            first, *later = self._journal.chain.keys
+        write_export(path, signed, sign_head(head, identity), first if later else None)
 
     def accounts(self) -> tuple[str, ...]:
         """The names of all open accounts, in the order they were opened."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from fedflow.privacy.accounting import rdp_at
 from fedflow.privacy.accounts import Account, AdaptiveAccount, FixedPlanAccount, open_account
-from fedflow.privacy.entries import Committed, Entry, Opened, Reserved, Settled
+from fedflow.privacy.entries import Committed, Entry, Opened, Reserved, Rotated, Settled
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,8 @@ class Outlooks:
         """Take in the entries of a verified ledger; those seen before are skipped."""
         new = list(entries)[self._seen :]
         for entry in new:
+            if isinstance(entry, Rotated):
+                continue
             if isinstance(entry, Opened):
                 self.accounts[entry.account] = Outlook(open_account(entry))
             self.accounts[entry.account].add(entry)

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from fedflow.crypto.identity import PublicKey
 from fedflow.errors import InputError, Misuse, Refusal
 
 APPLICATION_ID = 0x46464C47  # "FFLG"
@@ -145,6 +146,15 @@ class Store:
         with self.reading() as db:
             row = db.execute("SELECT label FROM owner").fetchone()
         return "" if row is None else str(row[0])
+
+    def first_key(self) -> PublicKey:
+        """The key the ledger was created with; InputError when it is gone."""
+        with self.reading() as db:
+            rows = db.execute("SELECT key FROM owner").fetchall()
+        if len(rows) != 1 or not isinstance(rows[0][0], bytes) or len(rows[0][0]) != 32:
+            why = "is not the ledger of anybody: the key it began with is gone"
+            raise InputError(why, where=str(self.path))
+        return PublicKey(rows[0][0])
 
     def close(self) -> None:
         """Close the file; further use is an error."""
