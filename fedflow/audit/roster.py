@@ -64,6 +64,7 @@ def _parse(raw: Any) -> PinnedRoster:
     keys: dict[int, PublicKey] = {}
     labels: dict[int, str] = {}
     earlier: dict[int, tuple[PublicKey, ...]] = {}
+    known: set[PublicKey] = set()
     for site in raw["sites"]:
         if set(site) - {"earlier_keys"} != {"index", "label", "public_key"}:
             raise ValueError("a site needs exactly index, label and public_key")
@@ -78,9 +79,10 @@ def _parse(raw: Any) -> PinnedRoster:
             raise ValueError(f"site {label} has no list of at most {MAX_EARLIER} earlier keys")
         keys[index], labels[index] = key, label
         earlier[index] = tuple(PublicKey.from_hex(text) for text in before)
-    every = [*keys.values(), *(key for found in earlier.values() for key in found)]
-    if len(set(every)) != len(every):
-        raise ValueError("a key is listed twice")
+        own = (key, *earlier[index])
+        if len(set(own)) != len(own) or known & set(own):
+            raise ValueError(f"site {label} has a key twice, or the key of another site")
+        known.update(own)
     if not 1 <= len(keys) <= MAX_SITES:
         raise ValueError(f"{len(keys)} sites, allowed are 1 to {MAX_SITES}")
     authority = PublicKey.from_hex(raw["authority"])
