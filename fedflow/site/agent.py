@@ -222,7 +222,10 @@ class SiteAgent:
                     if job in seen or exchange.get(layout.end(job)) is not None:
                         continue
                     seen.add(job)
-                    end = await self._open(job, None).task
+                    session = self._open(job, None).task
+                    # not awaited itself: it would take our cancellation for its own, and end well
+                    await asyncio.wait({session})
+                    end = session.result()
                     log.info("job %s: %s %s %s", job, end.outcome, end.code, end.reason)
             await asyncio.sleep(max(self._services.poll_seconds, 1.0))
 
