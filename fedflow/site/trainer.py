@@ -1,34 +1,38 @@
-"""The training process: holds data and model for one request, and knows no key and no network.
+"""The training process: near the data and the model, and it knows no key and no network.
 
-``python -m fedflow.site.trainer`` imports torch and Opacus once and then forks one child per
-request, so a crash, an out-of-memory kill or a leak ends with the request. The daemon talks to it
-over its standard input and output in frames (see :func:`read_frame`); nothing is unpickled.
+``python -m fedflow.site.trainer`` imports torch and Opacus once. Children of it hold the data and
+answer one request each (:mod:`fedflow.site.loaded_data`), so a crash, an out-of-memory kill or a
+leak ends with the request. The daemon talks to it over its standard input and output in frames (see
+:func:`read_frame`); nothing is unpickled.
 
 Request header: ``task`` (check, train, evaluate), ``workload``, ``data`` (path), ``plan``
 (canonical JSON), ``sites`` and ``value_range`` of the round. The payload is the model file. Reply
 header: ``ok``, then ``code`` and ``message`` (for this site's own log only), the payload being the
-vector of :func:`fedflow.learning.contribution.contribution`.
+vector of :func:`fedflow.learning.contribution.contribution`. The task ``forget`` has no reply: the
+data are let go of.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from fedflow.errors import FedflowError, Misuse, Refusal, Violation
+from fedflow.site.loaded_data import Died, Holders
 from fedflow.tied import die_with_parent
+
+if TYPE_CHECKING:
+    from fedflow.learning.workload import PersonData, Workload
 
 MAX_HEADER = 1 << 20
 MAX_PAYLOAD = 1 << 31
-_PIECE = 1 << 18
 
 
 def write_frame(
@@ -74,7 +78,19 @@ def _exactly(stream: BinaryIO, size: int) -> bytes:
     return data
 
 
-def perform(request: dict[str, Any], model: bytes) -> npt.NDArray[Any]:
+def load(workload: str, path: str) -> tuple[Workload, PersonData]:
+    """The installed workload of that name, and its data from a file."""
+    from fedflow.learning.workload import find_workload
+
+    found = find_workload(workload)
+    return found, found.load(path)
+
+
+def perform(
+    request: dict[str, Any],
+    model: bytes,
+    loaded: tuple[Workload, PersonData] | None = None,
+) -> npt.NDArray[Any]:
     """Carry out one request in this process and return its vector (empty for ``check``)."""
     from fedflow.crypto.csprng import Csprng
     from fedflow.learning.clipping import check_trainable
@@ -82,12 +98,11 @@ def perform(request: dict[str, Any], model: bytes) -> npt.NDArray[Any]:
     from fedflow.learning.model_file import decode_model
     from fedflow.learning.plan import Plan
     from fedflow.learning.server_state import state_spec
-    from fedflow.learning.workload import find_workload, model_spec
+    from fedflow.learning.workload import model_spec
     from fedflow.wire.messages import Kind
 
     plan = Plan.from_canonical(str(request["plan"]).encode())
-    workload = find_workload(str(request["workload"]))
-    data = workload.load(request["data"])
+    workload, data = loaded or load(str(request["workload"]), str(request["data"]))
     if request["task"] == "check":
         if plan.privacy.mechanism != "site":  # there nothing is clipped by unit
             check_trainable(workload, data.train, plan.privacy.unit)
@@ -107,53 +122,48 @@ def perform(request: dict[str, Any], model: bytes) -> npt.NDArray[Any]:
     )
 
 
-def _answer(out: BinaryIO, request: dict[str, Any], model: bytes) -> None:
+def _answer(
+    out: BinaryIO, source: BinaryIO, loaded: Callable[[], tuple[Workload, PersonData]]
+) -> None:
+    frame = read_frame(source)
+    if frame is None:  # the training process has ended
+        return
     try:
-        vector = perform(request, model)
+        vector = perform(*frame, loaded())
         header = {"ok": True, "dtype": str(vector.dtype)}
         write_frame(out, header, np.ascontiguousarray(vector).view(np.uint8).data)
     except FedflowError as error:
         family = "refusal" if isinstance(error, Refusal) else "error"
-        header = {"ok": False, "family": family, "code": error.code, "message": error.message}
-        write_frame(out, header)
+        _fail(out, error.code, error.message, family)
     except Exception as error:
-        write_frame(
-            out,
-            {"ok": False, "family": "error", "code": "training-failed", "message": repr(error)},
-        )
+        _fail(out, "training-failed", repr(error))
 
 
-def _in_child(
-    request: dict[str, Any], model: bytes, work: Callable[..., None], out: BinaryIO
-) -> bool:
-    """Run ``work`` in a fork and pass on what it writes, piece by piece.
+def _fail(out: BinaryIO, code: str, message: str, family: str = "error") -> None:
+    write_frame(out, {"ok": False, "family": family, "code": code, "message": message})
 
-    False when the child died before its answer's end. When some of it had been passed on by then,
-    the frame cannot be mended, and this process ends as well: whoever reads sees that it died.
-    """
-    read_end, write_end = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        code = 1
+
+def serve(source: BinaryIO, out: BinaryIO, holders: Holders[tuple[Workload, PersonData]]) -> None:
+    """Pass requests from ``source`` on and answers back, until it closes."""
+    while True:
+        frame = read_frame(source)
+        if frame is None:
+            return
+        header, model = frame
+        if header.get("task") == "forget":
+            holders.forget()
+            continue
+
+        def write(child: BinaryIO, header: dict[str, Any] = header, model: bytes = model) -> None:
+            write_frame(child, header, model)
+
         try:
-            os.close(read_end)
-            die_with_parent()
-            with os.fdopen(write_end, "wb") as pipe:
-                work(pipe, request, model)
-            code = 0
-        finally:
-            os._exit(code)
-    os.close(write_end)
-    passed = 0
-    with os.fdopen(read_end, "rb") as pipe:
-        while piece := pipe.read(_PIECE):
-            out.write(piece)
-            passed += len(piece)
-    out.flush()
-    _, status = os.waitpid(pid, 0)
-    if status and passed:
-        raise SystemExit(1)
-    return passed > 0
+            holders.request(str(header.get("workload")), str(header.get("data")), write, out)
+        except Died as died:
+            if died.passed:  # half a frame cannot be mended: whoever reads sees that this ended
+                raise SystemExit(1) from None
+            _fail(out, "training-died", "the training process ended without an answer")
+        del frame, model, write  # nothing of a request stays until the next one
 
 
 def main() -> None:
@@ -170,22 +180,7 @@ def main() -> None:
     os.dup2(2, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the daemon decides
     write_frame(out, {"ok": True, "ready": True})
-    source = sys.stdin.buffer
-    while True:
-        frame = read_frame(source)
-        if frame is None:
-            return
-        with contextlib.suppress(BrokenPipeError):
-            if not _in_child(*frame, _answer, out):
-                write_frame(
-                    out,
-                    {
-                        "ok": False,
-                        "family": "error",
-                        "code": "training-died",
-                        "message": "the training process ended without an answer",
-                    },
-                )
+    serve(sys.stdin.buffer, out, Holders(load, _answer, private=(0, out.fileno())))
 
 
 if __name__ == "__main__":

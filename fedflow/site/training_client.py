@@ -1,4 +1,8 @@
-"""The daemon's handle on its training process: one request at a time, cancellable."""
+"""The daemon's handle on its training process: one request at a time, cancellable.
+
+Whatever ends the process or one of its children, the request is made once more: nothing was
+charged for it, and what had arrived of an answer is thrown away.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,10 @@ _PIECE = 1 << 18
 _DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "int64": np.dtype("<i8")}
 #: What the training process may see of the environment. No credential has a name in here.
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH")
+
+
+#: The process, or its child with the request, ended before the answer did.
+_DIED = "training-died"
 
 
 class TrainingFailed(FedflowError):
@@ -92,14 +100,11 @@ class TrainingClient:
             "value_range": value_range,
         }
         async with self._busy:
-            process = await self._ensure()
-            try:
-                await self._send(process, header, model)
-                del model  # not needed any more while the process trains on its own copy
-                answer, payload = await self._read(process)
-            except BaseException:
-                await self._kill()
-                raise
+            answer, payload = await self._answered(header, model)
+            if answer.get("code") == _DIED:
+                del payload
+                answer, payload = await self._answered(header, model)
+        del model
         if answer.get("ok") is True:
             dtype = _DTYPES.get(str(answer.get("dtype")))
             if dtype is None or payload.size % dtype.itemsize:
@@ -110,22 +115,46 @@ class TrainingClient:
             raise Refusal(code, message)
         raise TrainingFailed(code, message)
 
+    async def _answered(
+        self, header: dict[str, Any], model: bytes
+    ) -> tuple[dict[str, Any], npt.NDArray[np.uint8]]:
+        """One answer, whole; a process that ended before it reads as one that says so."""
+        try:
+            process = await self._ensure()
+            await self._send(process, header, model)
+            return await self._read(process)
+        except TrainingFailed as error:
+            await self._kill()
+            if error.code != _DIED:
+                raise
+            return {"ok": False, "code": _DIED, "message": error.message}, np.empty(0, np.uint8)
+        except BaseException:
+            await self._kill()
+            raise
+
+    def forget(self) -> None:
+        """Let go of loaded data, for instance after a session. Does nothing during a request."""
+        process = self._process
+        if process is None or process.returncode is not None or self._busy.locked():
+            return
+        if process.stdin is not None and not process.stdin.is_closing():
+            process.stdin.write(_frame_start({"task": "forget"}, 0))
+
     @staticmethod
     async def _send(
         process: asyncio.subprocess.Process, header: dict[str, Any], model: bytes
     ) -> None:
         if process.stdin is None:
             raise TrainingFailed("training-failed", "the training process has no input")
-        text = json.dumps(header).encode()
         whole = memoryview(model)
         try:
-            process.stdin.write(len(text).to_bytes(4, "big") + text + len(model).to_bytes(8, "big"))
+            process.stdin.write(_frame_start(header, len(model)))
             for at in range(0, len(whole), _PIECE):
                 process.stdin.write(whole[at : at + _PIECE])
                 await process.stdin.drain()  # piece by piece: the pipe's buffer stays small
             await process.stdin.drain()
         except ConnectionError:  # an OSError, but not the exchange's
-            raise TrainingFailed("training-died", "the training process ended") from None
+            raise TrainingFailed(_DIED, "the training process ended") from None
 
     @staticmethod
     async def _read(
@@ -147,12 +176,12 @@ class TrainingClient:
             while at < size:
                 piece = await stream.read(min(_PIECE, size - at))
                 if not piece:
-                    raise TrainingFailed("training-died", "the training process ended")
+                    raise TrainingFailed(_DIED, "the training process ended")
                 payload[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
                 at += len(piece)
             return header, payload
         except (asyncio.IncompleteReadError, ConnectionError):
-            raise TrainingFailed("training-died", "the training process ended") from None
+            raise TrainingFailed(_DIED, "the training process ended") from None
 
     async def _kill(self) -> None:
         if self._process is not None and self._process.returncode is None:
@@ -164,3 +193,8 @@ class TrainingClient:
     async def close(self) -> None:
         """End the process."""
         await self._kill()
+
+
+def _frame_start(header: dict[str, Any], size: int) -> bytes:
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(4, "big") + text + size.to_bytes(8, "big")

@@ -1,9 +1,7 @@
 """The real training process: a small job on real rows, bad data files, a process that dies."""
 
 import asyncio
-import io
 import os
-import signal
 
 import numpy as np
 import pytest
@@ -16,7 +14,6 @@ from fedflow.learning.model_file import decode_model, flatten
 from fedflow.learning.randhie import partition_sites, vendored_table, workload
 from fedflow.learning.server_state import parameters
 from fedflow.learning.workload import initial_model
-from fedflow.site.trainer import _in_child
 from fedflow.site.training_client import TrainingClient, TrainingFailed
 
 PLAIN = {
@@ -149,7 +146,7 @@ async def test_a_bad_data_file_is_told_to_the_operator_and_to_nobody_else(
 
 
 @pytest.mark.slow
-async def test_the_training_process_survives_its_requests_and_is_started_again(tmp_path, trainer):
+async def test_the_training_process_survives_its_requests(tmp_path, trainer):
     write(tmp_path, ROWS["1"][:200])
     request = {
         "workload": "randhie",
@@ -166,14 +163,6 @@ async def test_the_training_process_survives_its_requests_and_is_started_again(t
         await trainer.run("check", **(request | {"workload": "missing"}))
     assert refused.value.code == "unknown-workload"
     assert (await trainer.run("check", **request)).size == 0
-    # Killed from outside: named so, and the next request finds a new process.
-    first = trainer._process.pid
-    os.kill(first, signal.SIGKILL)
-    with pytest.raises(TrainingFailed) as caught:
-        await trainer.run("check", **request)
-    assert caught.value.code == "training-died"
-    assert (await trainer.run("check", **request)).size == 0
-    assert trainer._process.pid != first
     # Cancelling ends the process and what it holds.
     running = asyncio.create_task(trainer.run("check", **request))
     await asyncio.sleep(0)
@@ -184,33 +173,6 @@ async def test_the_training_process_survives_its_requests_and_is_started_again(t
     assert trainer._process.returncode is not None
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
-
-
-def answer(*writes, code=0):
-    """What a training child does: write, and end with a status."""
-
-    def work(out, request, model):
-        for data in writes:
-            out.write(data)
-        out.flush()
-        os._exit(code)
-
-    return work
-
-
-def test_an_answer_is_passed_on_in_pieces_whatever_its_size():
-    out = io.BytesIO()
-    large = os.urandom(3 * (1 << 20) + 5)
-    assert _in_child({}, b"", answer(b"head", large), out)
-    assert out.getvalue() == b"head" + large
-
-
-def test_a_child_that_dies_before_it_answers_is_told_from_one_that_dies_within():
-    out = io.BytesIO()
-    assert not _in_child({}, b"", answer(code=1), out)
-    assert out.getvalue() == b""
-    with pytest.raises(SystemExit):  # half a frame cannot be mended: the process ends
-        _in_child({}, b"", answer(b"half", code=1), out)
 
 
 @pytest.mark.slow
