@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from fedflow.crypto.identity import PublicKey
@@ -60,6 +60,22 @@ class Anchors:
         """What is remembered of the sites of ``roster``; nothing of those never seen."""
         with self._transaction() as db:
             return _read(db, roster)
+
+    def succeed(self, keys: Iterable[tuple[PublicKey, PublicKey]]) -> None:
+        """For each (old, new): a ledger that goes on under ``new`` is longer than ``old`` showed.
+
+        The entry that names the new key came after all that the old one signed. In the order of the
+        handovers; doing it again changes nothing unless more was seen of an old key.
+        """
+        with self._transaction() as db:
+            for old, new in keys:
+                both = _read(db, {0: old, 1: new})
+                if 0 not in both:
+                    continue
+                least = Position(both[0].entries + 1)
+                raised = both[1].raised(least) if 1 in both else least
+                if raised != both.get(1):
+                    db.execute(_WRITE, (new.raw, raised.entries, raised.head))
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

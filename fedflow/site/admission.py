@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 
 from fedflow.crypto.identity import PublicKey
 from fedflow.errors import Misuse, Refusal, Violation
+from fedflow.federation.members import check_listed
 from fedflow.learning.plan import Plan
 from fedflow.privacy.events import ReleaseEvent
 from fedflow.privacy.ledger import Ledger
@@ -79,6 +80,13 @@ def admit_manifest(site: SiteFolder, data: bytes, job: str, digest: bytes | None
     mine = [e.index for e in manifest.roster if e.public_key == site.identity.public.raw]
     if not mine:
         raise Refusal("not-in-roster", f"site {site.settings.label} is not in the job's roster")
+    # (3b) no key in it was revoked before it was made, as far as this site has heard
+    members = site.members()
+    roster = None if members is None else members.newest()
+    if roster is not None:
+        check_listed(roster, manifest.coordinator, "the coordinator", manifest.created)
+        for entry in manifest.roster:
+            check_listed(roster, entry.public_key, f"site {entry.label}", manifest.created)
     # (4) now is within its time
     now = time.time()
     if not manifest.created - CLOCK_SLACK <= now <= manifest.not_after:
@@ -123,8 +131,8 @@ def admit_order(admitted: Admitted, ledger: Ledger, data: bytes, sequence: int) 
         raise Refusal("replayed-order", f"order {order.sequence} was placed as order {sequence}")
     kind, plan = Kind(order.kind), admitted.plan
     # (1) within the job
-    if order.round > plan.plan.rounds:
-        raise Refusal("policy", f"round {order.round} is beyond the plan's {plan.plan.rounds}")
+    if order.round > (last := plan.last_round(kind)):
+        raise Refusal("policy", f"round {order.round} is beyond the plan's {last}")
     if order.dimension != admitted.dimension(kind):
         raise Violation("bad-order", "the order's vector length is not the plan's")
     first = admitted.manifest.initial_model, admitted.manifest.value_range

@@ -5,6 +5,8 @@
     site.toml        where things are (this file is the operator's; no secrets)
     policy.toml      what the site accepts: everything else is refused
     identity.pem     the site's Ed25519 private key, mode 0600, made here, never leaves
+    identity.next.pem  the key that is to replace it, until the authority has agreed
+    roster           the newest list of the federation's members, for a site that joined by one
     ledger.sqlite    the privacy ledger and the durable single-shot facts
     anchors.sqlite   the highest ledger positions seen: the site's own and its peers'
     history/         what the site computed of each job's history itself
@@ -24,17 +26,16 @@ from typing import IO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fedflow.crypto.identity import Identity
+from fedflow.crypto.identity import Identity, PublicKey
 from fedflow.errors import InputError, Refusal
 from fedflow.exchange import resolve_url
+from fedflow.federation.keys import passphrase
+from fedflow.federation.members import RosterMemory
 from fedflow.privacy.ledger import Ledger
-from fedflow.settings_file import load_toml, read_text, toml_string
+from fedflow.settings_file import load_toml, toml_string
+from fedflow.site.new_key import KEY, load_key
 from fedflow.site.policy import Policy, load_policy, template
 from fedflow.telemetry.endpoint import ADDRESS
-
-PASSPHRASE_VARIABLE = "FEDFLOW_KEY_PASSPHRASE"  # noqa: S105  (a name, not a value)
-#: Names a file with it: a service manager's credential or a container's secret.
-PASSPHRASE_FILE_VARIABLE = "FEDFLOW_KEY_PASSPHRASE_FILE"  # noqa: S105
 
 SITE_TEMPLATE = """\
 # A fedflow site. Relative paths are relative to this folder.
@@ -56,10 +57,11 @@ class SiteSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     label: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$", description="a plain name")
-    exchange: str = Field(min_length=1, description="a folder or an fsspec URL")
+    exchange: str = Field(description="a folder or an fsspec URL; empty until the site joins")
     socket: str = Field(min_length=1, description="path of the agent's Unix socket")
     socket_group: str = Field(
-        default="", description="group that may use the socket; empty for this user alone"
+        default="",
+        description="group (a name or number) that may use the socket; empty for this user alone",
     )
     poll_seconds: float = Field(gt=0, le=60, description="seconds between looks at the exchange")
     spot_check_chunks: int = Field(
@@ -90,6 +92,12 @@ class SiteFolder:
     @property
     def exchange(self) -> str:
         """The exchange's URL, with a relative folder taken from the site's folder."""
+        if not self.settings.exchange:
+            raise Refusal(
+                "not-joined",
+                f"site {self.settings.label} has no exchange yet: `fedflow site join`, or write one"
+                f" into {self.path / 'site.toml'}",
+            )
         return resolve_url(self.settings.exchange, self.path)
 
     def dataset(self, name: str) -> Path:
@@ -101,6 +109,13 @@ class SiteFolder:
         """The ledger's file."""
         return self.path / "ledger.sqlite"
 
+    def members(self) -> RosterMemory | None:
+        """What the site has seen of the federation's members; None while it trusts no authority."""
+        authority = self.policy.trust.authority
+        return (
+            RosterMemory(self.path / "roster", PublicKey.from_hex(authority)) if authority else None
+        )
+
     @property
     def log_path(self) -> Path:
         """The site's own log."""
@@ -108,11 +123,17 @@ class SiteFolder:
 
 
 def init_site(
-    path: Path, *, label: str, exchange: str, socket: str = "agent.sock", policy: str | None = None
+    path: Path,
+    *,
+    label: str,
+    exchange: str = "",
+    socket: str = "agent.sock",
+    policy: str | None = None,
 ) -> Identity:
     """Make a site's folder: key, settings, policy, empty ledger. Refuses a folder already in use.
 
-    ``policy`` is the text of policy.toml; without it a commented template that accepts nothing yet.
+    ``exchange`` may come later, by joining. ``policy`` is the text of policy.toml; without it a
+    commented template that accepts nothing yet.
     """
     if (path / "site.toml").exists() or (path / "identity.pem").exists():
         raise Refusal(
@@ -131,7 +152,7 @@ def init_site(
         raise
     (path / "policy.toml").write_text(policy if policy is not None else template())
     identity = Identity.generate()
-    identity.save(path / "identity.pem", _passphrase())
+    identity.save(path / KEY, passphrase())
     Ledger.create(path / "ledger.sqlite", identity, label).close()
     return identity
 
@@ -147,19 +168,7 @@ def open_site(path: Path) -> SiteFolder:
     if not (path / "policy.toml").is_file():
         raise Refusal("no-policy", f"{path} has no policy.toml: without a policy all is refused")
     policy = load_policy(path / "policy.toml")
-    identity = Identity.load(path / "identity.pem", _passphrase())
-    return SiteFolder(path.resolve(), settings, policy, identity)
-
-
-def _passphrase() -> bytes | None:
-    """What protects the site's key file, from the operator's environment; None for nothing."""
-    if name := os.environ.get(PASSPHRASE_FILE_VARIABLE):
-        value = read_text(name).rstrip("\r\n")
-        if not value:
-            raise InputError("holds no passphrase", where=name, field=PASSPHRASE_FILE_VARIABLE)
-        return value.encode()
-    value = os.environ.get(PASSPHRASE_VARIABLE, "")
-    return value.encode() or None
+    return SiteFolder(path.resolve(), settings, policy, load_key(path))
 
 
 def lock_site(path: Path) -> IO[str]:

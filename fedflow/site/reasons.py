@@ -29,6 +29,7 @@ _AS_WRITTEN = frozenset(
         "too-few-bits",
         "too-few-sites",
         "replayed-order",
+        "revoked-key",
     }
 )
 

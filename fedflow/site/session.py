@@ -15,14 +15,15 @@ import time
 from dataclasses import dataclass
 
 from fedflow.errors import FedflowError, Refusal, Violation
-from fedflow.exchange import layout
+from fedflow.exchange import base, layout
 from fedflow.orders import newest_order
 from fedflow.secagg.positions import ROLLBACK, RolledBack
 from fedflow.site.admission import Admitted, admit_manifest, admit_order, peek_order
 from fedflow.site.budget import commit_plans, open_accounts
 from fedflow.site.config import SiteFolder
 from fedflow.site.following import Following
-from fedflow.site.mailbox import Missed, fetch, send
+from fedflow.site.hearing import hear_of_members
+from fedflow.site.mailbox import LONGEST_WAIT, Missed, aside, fetch, in_thread, send
 from fedflow.site.reasons import public_reason
 from fedflow.site.round import Progress, SiteServices, take_part
 from fedflow.site.spool import clear_leftovers
@@ -103,6 +104,7 @@ class Session:
             poll=services.poll_seconds,
             limit=layout.MAX_MANIFEST_BYTES,
         )
+        await hear_of_members(self._site, services.exchange)
         admitted = admit_manifest(self._site, data, self._job, self._manifest)
         await self._hold_ledger(admitted)
         dataset = self._site.policy.datasets[admitted.dataset]
@@ -134,7 +136,8 @@ class Session:
         anchoring.position()
         while True:
             try:
-                return await anchoring.search(self._services.exchange)
+                exchange = self._services.exchange
+                return await aside(exchange, anchoring.search(exchange))
             except OSError:  # it is waited for, as nothing can be done without it
                 if time.time() > job.manifest.not_after:
                     raise
@@ -151,7 +154,7 @@ class Session:
             try:
                 order = admit_order(job, self._services.ledger, data, sequence)
                 # First, because nothing leaves yet: after a crash here the order is still open.
-                vouches = await following.prepare(order)
+                vouches = await aside(self._services.exchange, following.prepare(order))
                 slot = labelled_hash("slot", job.digest + sequence.to_bytes(4, "big"))
                 self._services.facts.claim("order", slot, order.digest() + self._start)
                 await self._progress(order.round, "admitted")
@@ -187,7 +190,9 @@ class Session:
         exchange = self._services.exchange
         while True:
             try:
-                newest = newest_order(exchange, self._job, job.digest, job.coordinator)
+                newest = await in_thread(
+                    exchange, newest_order, exchange, self._job, job.digest, job.coordinator
+                )
                 if newest is None:
                     return 1
                 still_open = newest.deadline / 1000 > time.time()
@@ -202,28 +207,43 @@ class Session:
 
         While there is neither, the outcome of the order before is checked as soon as it is there.
         """
-        exchange = self._services.exchange
-        while time.time() <= job.manifest.not_after:
+        exchange, poll = self._services.exchange, self._services.poll_seconds
+        outcome = (layout.transcript(self._job, sequence - 1),) if sequence > 1 else ()
+        while (left := job.manifest.not_after - time.time()) >= 0:
+            began, news = time.monotonic(), (layout.end(self._job), *outcome)
             try:
-                data = exchange.get(layout.order(self._job, sequence), layout.MAX_SEALED_BYTES)
+                data = await base.wait(
+                    exchange,
+                    layout.order(self._job, sequence),
+                    layout.MAX_SEALED_BYTES,
+                    seconds=min(left, LONGEST_WAIT),
+                    poll=poll,
+                    unless=news,
+                )
             except Violation:
                 data = b""  # a damaged order is an order that cannot be admitted
             except OSError:
                 data = None
+                await asyncio.sleep(max(poll, 0.2) if exchange.remote else poll)
             if data is not None:
                 return data
             with contextlib.suppress(OSError, Violation):
-                end = exchange.get(layout.end(self._job), layout.MAX_SEALED_BYTES)
+                end = await base.get(exchange, news[0], layout.MAX_SEALED_BYTES)
                 if end is not None:
                     message = unseal(JobEnd, end, job.coordinator)
                     if message.manifest == job.digest:
-                        await following.look(at_once=True)
+                        await aside(exchange, following.look(at_once=True))
                         if not following.is_final(message.model):
                             log.warning("the job's final model is not one this site computed")
                         log.info("job %s ended: %s", self._job, message.outcome)
                         return SessionEnd("completed", message.outcome)
-            await following.look()
-            await asyncio.sleep(self._services.poll_seconds)
+            waited = time.monotonic() - began
+            came = exchange.remote and bool(outcome) and waited < min(left, LONGEST_WAIT) / 2
+            await aside(exchange, following.look(at_once=came))
+            if came:
+                outcome = ()  # looked for at longer intervals from now on, as whatever is missing
+            elif exchange.remote and waited < poll:
+                await asyncio.sleep(poll)
         return SessionEnd("completed", "manifest-expired", "the job's time window is over")
 
     async def _decline(
@@ -239,7 +259,7 @@ class Session:
             order: Order = peek_order(data)
             answer = Decline(order.digest(), job.index, code, reason, rolled_back)
             key = layout.up(self._job, sequence, "decline", job.index)
-            self._services.exchange.put(key, seal(self._services.identity, answer))
+            await base.put(self._services.exchange, key, seal(self._services.identity, answer))
 
 
 def _note(what: str, error: Exception) -> None:
