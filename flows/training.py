@@ -4,40 +4,62 @@ Per round: dispatch the model, train locally at every site, aggregate under pair
 the global model, evaluate by masked sums. Run it on the coordinator's machine::
 
     python -m flows.training JOB --coordinator FOLDER
+
+A coordinator that stops, is killed or loses its server leaves the job as it is: the same command,
+or another run of the deployment, goes on with it. Only a decision ends a job: all rounds are done,
+a round has no sum in any attempt, or somebody cancels the run in Prefect.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
+import sys
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
-from prefect.states import Completed, Failed
+from prefect.context import FlowRunContext
+from prefect.exceptions import Pause
+from prefect.states import Cancelled, Completed, Crashed, Failed
 
-from fedflow.coordinator.runner import JobRunner, RoundRecord
+from fedflow.coordinator.lease import held
+from fedflow.coordinator.runner import JobRunner, RoundRecord, Superseded
 from fedflow.coordinator.settings import open_coordinator
-from fedflow.errors import Aborted, FedflowError
-from fedflow.orchestration.round_artifacts import publish_progress, publish_rounds
+from fedflow.errors import Aborted, FedflowError, InputError, Misuse
+from fedflow.orchestration import control as controls
+from fedflow.orchestration.control import Control, controlled
+from fedflow.orchestration.events import announce_job, announce_round, announce_site, code_of
+from fedflow.orchestration.round_artifacts import publish_end, publish_progress, publish_rounds
 from fedflow.orchestration.session_book import SessionBook
 from fedflow.orchestration.tasks import (
     LiveJob,
     dispatch_model,
     evaluate,
     live_job,
+    patiently,
     secure_aggregate,
     train_local,
     update_global,
 )
+from fedflow.wire.messages import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 #: Names the coordinator's folder (key, exchange, checkpoints) on the machine that runs the flow.
 FOLDER_VARIABLE = "FEDFLOW_COORDINATOR"
 JOIN_SECONDS = 120.0
 #: How long an aborted round waits for sites to come back before the job ends.
 RETURN_SECONDS = 30.0
+#: How long a process whose job is over waits for its server, to report that.
+REPORT_SECONDS = 600.0
+
+_log = logging.getLogger("fedflow.coordinator")
 
 
 @flow(
@@ -47,49 +69,133 @@ RETURN_SECONDS = 30.0
     log_prints=False,
     retries=0,
 )
-async def federated_training(job: str) -> State[Any]:
-    """Train the model of ``job`` over its sites. ``job`` is the id in the signed manifest."""
-    log = get_run_logger()
-    coordinator = open_coordinator(Path(os.environ.get(FOLDER_VARIABLE, ".")))
-    runner = JobRunner(coordinator, job)
-    sessions = SessionBook(job, runner.job.digest.hex())
+async def federated_training(job: str, sessions: bool = True) -> State[Any]:
+    """Train the model of ``job`` over its sites. ``job`` is the id in the signed manifest.
+
+    ``sessions`` is whether sites are asked through Prefect; without, they must come by themselves
+    (``fedflow site start --no-prefect``).
+    """
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        raise Misuse("the flow runs outside of Prefect")
+    try:
+        coordinator = open_coordinator(Path(os.environ.get(FOLDER_VARIABLE, ".")))
+        async with controlled(context.flow_run.id) as control:
+            with held(coordinator.lease_path(job), job):
+                runner = await patiently(lambda: JobRunner(coordinator, job))
+                state = await _coordinate(runner, control, sessions)
+            if state.name != "Stopped":
+                await control.until_reachable(REPORT_SECONDS)
+    except controls.Suspended as suspended:
+        raise Pause(state=suspended.state) from None
+    except FedflowError as error:
+        _log.error("%s", error.message)
+        print(f"fedflow: {error.message}", file=sys.stderr)
+        # the message of an input error quotes a file of this machine
+        text = error.code if isinstance(error, InputError) else f"{error.code}: {error.message}"
+        name = "Superseded" if isinstance(error, Superseded) else "Refused"
+        return Failed(name=name, message=text)
+    except OSError as error:
+        _log.error("the exchange cannot be reached: %s", error)
+        return _resumable("the exchange cannot be reached")
+    return state
+
+
+async def _coordinate(runner: JobRunner, control: Control, sessions: bool) -> State[Any]:
+    """The job to its end, or until this process is asked to leave it."""
+    job = runner.job
+    book = SessionBook(job.id, job.digest.hex(), job.labels.values() if sessions else ())
     with live_job(runner) as live:
-        try:
-            await sessions.start_all(runner.job.labels.values())
-            present = await runner.wait_for_sites(JOIN_SECONDS)
-            log.info("%d of %d sites joined", len(present), len(runner.job.labels))
-            for number in range(runner.next_round, runner.job.plan.plan.rounds + 1):
-                await training_round(live, sessions, number)
-        except Aborted as error:
-            runner.close("aborted", error.message)
-            await sessions.finish(20)
-            return Failed(name="Aborted", message=f"{error.code}: {error.message}")
-        except BaseException:
-            runner.close("failed", "the coordinator stopped")
-            raise
-        runner.close("completed", "all rounds of the plan are done")
-        ends = await sessions.finish(30)
-    for site, state in ends.items():
+        end = await patiently(lambda: runner.end)
+        if end is not None:
+            return _state_of(runner, end.outcome, f"it had ended before: {end.reason}")
+        async with _kept(book):
+            try:
+                await control.guard(_rounds(live, book, control))
+                outcome, reason = "completed", "all rounds of the plan are done"
+            except Aborted as error:
+                outcome, reason = "aborted", f"{error.code}: {error.message}"
+            except controls.Cancelled:
+                outcome, reason = "cancelled", "cancelled in Prefect"
+            except controls.Stopped:
+                await runner.give_up()
+                runner.event("stopped")
+                return _resumable("the coordinator was stopped")
+            await runner.give_up()
+            await patiently(lambda: runner.close(outcome, reason))
+            await publish_end(live, outcome, "" if outcome == "completed" else reason)
+            await announce_job(job, _word(outcome), "" if outcome == "completed" else reason)
+            await _tell_sessions(book, 30.0 if outcome == "completed" else 20.0)
+        return _state_of(runner, outcome, reason)
+
+
+@asynccontextmanager
+async def _kept(book: SessionBook) -> AsyncIterator[None]:
+    keeping = asyncio.create_task(book.keep())
+    try:
+        yield
+    finally:
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+
+
+async def _tell_sessions(book: SessionBook, seconds: float) -> None:
+    log = get_run_logger()
+    for site, state in (await book.finish(seconds)).items():
         log.info("%s ended as %s: %s", site, state.name, state.message)
-    return Completed(
-        message=f"{len(runner.records)} rounds, model {runner.model_digest.hex()[:12]}"
-    )
 
 
-async def training_round(live: LiveJob, sessions: SessionBook, number: int) -> None:
+def _word(outcome: str) -> Any:
+    return outcome if outcome in ("completed", "aborted", "cancelled") else "failed"
+
+
+def _state_of(runner: JobRunner, outcome: str, reason: str) -> State[Any]:
+    if outcome == "completed":
+        model = runner.model_digest.hex()[:12]
+        return Completed(message=f"{len(runner.records)} rounds, model {model}")
+    if outcome == "cancelled":
+        return Cancelled(message=f"after {len(runner.records)} rounds: {reason}")
+    return Failed(name="Aborted" if outcome == "aborted" else "Failed", message=reason)
+
+
+def _resumable(why: str) -> State[Any]:
+    return Crashed(name="Stopped", message=f"{why}; the job can be resumed")
+
+
+async def _rounds(live: LiveJob, book: SessionBook, control: Control) -> None:
+    """Everything from where the job is to its last round. Aborted when it cannot go on."""
+    log, runner = get_run_logger(), live.runner
+    taken = await patiently(runner.resume)
+    if taken:
+        numbers = ", ".join(str(order.sequence) for order in taken)
+        log.info("went on after sums that were published before: of order %s", numbers)
+    if not runner.records:
+        await announce_job(runner.job, "started")
+    await _boundary(runner, control)
+    if runner.to_evaluate is None and runner.next_round > runner.job.plan.plan.rounds:
+        return
+    present = await runner.wait_for_sites(JOIN_SECONDS)
+    log.info("%d of %d sites joined", len(present), len(runner.job.labels))
+    if runner.to_evaluate is not None:
+        await finish_round(live, book)
+    for number in range(runner.next_round, runner.job.plan.plan.rounds + 1):
+        await _boundary(runner, control)
+        await training_round(live, number)
+        await finish_round(live, book)
+
+
+async def _boundary(runner: JobRunner, control: Control) -> None:
+    if await control.boundary():
+        get_run_logger().info("resumed before round %d", runner.next_round)
+
+
+async def training_round(live: LiveJob, number: int) -> None:
     """One round, ordered again when too few sites were left; Aborted when that did not help."""
     runner, job = live.runner, live.runner.job
-    for attempt in range(1, runner.coordinator.settings.max_attempts + 1):
+    why, attempt = f"round {number} was interrupted too often", 0
+    for attempt in runner.attempts(number, Kind.TRAIN):
         runner.event("round", round=number, attempt=attempt)
-        await dispatch_model(job.id, number, attempt)
-        current = runner.current
-        if current is None:
-            raise Aborted("no-order", "the order could not be published")
-        waiting = [
-            train_local(job.id, number, site, return_state=True) for site in runner.awaited()
-        ]
-        await asyncio.gather(*waiting)
-        opened = await secure_aggregate(job.id, number, return_state=True)
+        opened = await _attempt(live, number, attempt)
         if live.last is not None:
             break
         why = f"round {number}: {opened.message}"
@@ -98,23 +204,48 @@ async def training_round(live: LiveJob, sessions: SessionBook, number: int) -> N
         except Aborted as error:
             raise Aborted(error.code, f"{why}; then {error.message}") from None
     else:
-        raise Aborted("too-few-sites", f"{why} (attempt {attempt} of {attempt})")
-
-    await update_global(job.id, number)
+        raise Aborted("too-few-sites", f"{why} (after {attempt} attempts)")
+    sites = f"{len(live.last.outcome.survivors)} of {len(job.roster)} sites"
+    await update_global(job.id, number, sites)
     runner.record(RoundRecord(number=number, attempts=attempt), live.last)
-    if runner.evaluates(number):
-        await evaluate(job.id, number, return_state=True)
     runner.checkpoint()
+
+
+async def _attempt(live: LiveJob, number: int, attempt: int) -> State[Any]:
+    """One order for a round, shown as tasks; the state of its sum."""
+    runner, job = live.runner, live.runner.job
+    live.last = None
+    await dispatch_model(job.id, number, attempt)
+    waiting = [train_local(job.id, number, site, return_state=True) for site in runner.awaited()]
+    await asyncio.gather(*waiting)
+    opened: State[Any] = await secure_aggregate(job.id, number, return_state=True)
+    return opened
+
+
+async def finish_round(live: LiveJob, book: SessionBook) -> None:
+    """The evaluation after a round, if the plan has one, and everything that is told of it."""
+    runner, job = live.runner, live.runner.job
+    if (number := runner.to_evaluate) is not None:
+        # One that was aborted is not tried again: nothing builds on a score.
+        for attempt in runner.attempts(number, Kind.EVALUATE, 1):
+            await evaluate(job.id, number, attempt, return_state=True)
+            break
+        runner.records[-1].finished = True
+        runner.checkpoint()
     record = runner.records[-1]
-    for site in record.dropped:
-        await sessions.replace(site, f"no masked update in round {number}")
     runner.event("round-done", **record.facts())
+    await announce_round(job, record)
+    for site, reason in record.refused.items():
+        await announce_site(job, site, "refused", record.number, code_of(reason))
+    for site in record.dropped:
+        book.lost(site, f"no masked update in round {record.number}")
+        await announce_site(job, site, "dropped", record.number, "dropped")
     await publish_progress(live)
     await publish_rounds(live)
 
 
-async def _run(job: str) -> State[Any]:
-    state: State[Any] = await federated_training(job, return_state=True)
+async def _run(job: str, sessions: bool) -> State[Any]:
+    state: State[Any] = await federated_training(job, sessions, return_state=True)
     return state
 
 
@@ -122,17 +253,34 @@ def main() -> None:
     """Run the flow once, in this process."""
     parser = argparse.ArgumentParser(
         prog="python -m flows.training",
-        description="Run a federated training job once, as its coordinator.",
-        epilog="example: python -m flows.training randhie-2026 --coordinator ./coordinator",
+        description="Run a federated training job, or go on with it, as its coordinator.",
+        epilog="Example: python -m flows.training randhie-2026 --coordinator ./coordinator."
+        " Ctrl-C stops this process and not the job; the same command goes on with it.",
     )
     parser.add_argument("job", help="the id in the signed manifest")
     parser.add_argument("--coordinator", type=Path, required=True, help="the coordinator's folder")
+    parser.add_argument(
+        "--no-sessions",
+        action="store_true",
+        help="ask no site through Prefect: all of them run with --no-prefect",
+    )
     options = parser.parse_args()
     os.environ[FOLDER_VARIABLE] = str(options.coordinator.resolve())
+    again = " ".join([sys.executable, "-m", "flows.training", *sys.argv[1:]])
     try:
-        state = asyncio.run(_run(options.job))
+        state = asyncio.run(_run(options.job, not options.no_sessions))
     except FedflowError as error:
         raise SystemExit(f"fedflow: {error}") from None
+    except (Pause, KeyboardInterrupt):
+        raise SystemExit(f"fedflow: the job waits. Go on with: {again}") from None
+    except Exception as error:
+        kind = type(error).__name__
+        raise SystemExit(
+            f"fedflow: Prefect could not be told how this run ended ({kind}). What was done is in"
+            f" the coordinator's folder and the exchange. Go on with: {again}"
+        ) from None
+    if state.name == "Stopped":
+        raise SystemExit(f"fedflow: {state.message}. Go on with: {again}")
     if not state.is_completed():
         raise SystemExit(f"fedflow: {state.name}: {state.message}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 from fedflow.coordinator.job import Job
@@ -21,23 +22,31 @@ class Presence:
         self.left: set[int] = set()
 
     def look(self) -> set[int]:
-        """Read new presence messages; returns the indices believed present."""
+        """Read new presence messages; returns the indices believed present.
+
+        While the exchange is down nobody new comes.
+        """
         folder = layout.hellos(self._job.id)
-        for name in self._exchange.list(folder):
-            index = name.split("-")[0]
-            if name in self._seen or not index.isdecimal() or int(index) not in self._job.roster:
-                continue
-            self._seen.add(name)
-            try:
-                data = self._exchange.get(f"{folder}/{name}", layout.MAX_SEALED_BYTES)
-                hello = unseal(Hello, data or b"", self._job.roster[int(index)])
-            except FedflowError:
-                continue  # not that site's signature: not its presence
-            if hello.manifest == self._job.digest and hello.site == int(index):
-                self.present.add(hello.site)
-                self.left.discard(hello.site)
-                self._arrived(hello.site)
+        with contextlib.suppress(OSError):
+            for name in self._exchange.list(folder):
+                index = name.split("-")[0]
+                if name in self._seen or not index.isdecimal():
+                    continue
+                if int(index) in self._job.roster:
+                    self._take(f"{folder}/{name}", int(index))
+                self._seen.add(name)
         return set(self.present)
+
+    def _take(self, key: str, site: int) -> None:
+        try:
+            data = self._exchange.get(key, layout.MAX_SEALED_BYTES)
+            hello = unseal(Hello, data or b"", self._job.roster[site])
+        except FedflowError:
+            return  # not that site's signature: not its presence
+        if hello.manifest == self._job.digest and hello.site == site:
+            self.present.add(site)
+            self.left.discard(site)
+            self._arrived(site)
 
     @property
     def can_come(self) -> int:

@@ -17,7 +17,10 @@ class RoundRecord:
     """The public facts of one round, as reports and screens show them.
 
     ``dropped`` sites were lost within the round; ``recovered`` are those of them whose masks had to
-    be recovered; ``absent`` sites were not there when it began.
+    be recovered; ``absent`` sites were not there when it began. ``rebuilt`` says that the
+    coordinator that ran the round died, and the record was made from what it had published: times
+    and bytes are not known. A record is ``finished`` when the round's evaluation, if the plan has
+    one, came to an end.
     """
 
     number: int
@@ -34,20 +37,42 @@ class RoundRecord:
     attempts: int = 1
     aborted: bool = False
     reason: str = ""
+    rebuilt: bool = False
+    finished: bool = True
 
     def facts(self) -> dict[str, Any]:
         """As plain values, for the event log and the report."""
         return asdict(self)
 
 
+@dataclass
+class Tries:
+    """Attempts at one sum: ``made`` orders, of which ``aborted`` ended by the protocol's rules.
+
+    The others were cut short with the coordinator. They are counted apart, so that a restart does
+    not use up what a round may try; but they are counted, because sites may have paid for them.
+    """
+
+    round: int
+    kind: int
+    made: int = 0
+    aborted: int = 0
+
+    @property
+    def interrupted(self) -> int:
+        """Orders that ended with their coordinator."""
+        return self.made - self.aborted
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state after a finished round. ``sequence`` is that of the newest order."""
+    """The state after a step. ``sequence`` is that of the newest order."""
 
     manifest: bytes
     state: State
     sequence: int
     records: list[RoundRecord]
+    tries: Tries | None = None
 
     def save(self, path: Path) -> None:
         """Replace the file at ``path``, atomically and durably."""
@@ -59,6 +84,7 @@ class Checkpoint:
             "model": self.state.model.hex(),
             "value_range": self.state.value_range,
             "rounds": [asdict(record) for record in self.records],
+            "tries": None if self.tries is None else asdict(self.tries),
         }
         aside = path.with_suffix(".tmp")
         with open(aside, "w") as file:
@@ -86,4 +112,7 @@ class Checkpoint:
             bytes.fromhex(raw["model"]),
             raw["value_range"],
         )
-        return cls(manifest, state, raw["sequence"], [RoundRecord(**r) for r in raw["rounds"]])
+        records = [RoundRecord(**record) for record in raw["rounds"]]
+        tries = raw.get("tries")
+        known = None if tries is None else Tries(**tries)
+        return cls(manifest, state, raw["sequence"], records, known)

@@ -1,8 +1,9 @@
 """A job at the coordinator, round after round: order, sum, update, checkpoint.
 
-Each step is one method, so an orchestrator can show it as one task. State between rounds is one
-small checkpoint file, written atomically: a coordinator that died goes on after the last round
-whose model it had published.
+Each step is one method, so an orchestrator can show it as one task. What happened is in the
+exchange, signed; the checkpoint, one small file, only spares reading it again. A coordinator that
+died goes on with :meth:`JobRunner.resume` after the last sum it had published, with its checkpoint
+or without.
 """
 
 from __future__ import annotations
@@ -10,32 +11,49 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedflow.coordinator.adoption import Adopted, Adoption
 from fedflow.coordinator.job import Job, load_job
 from fedflow.coordinator.left_out import LeftOut
 from fedflow.coordinator.presence import Presence
-from fedflow.coordinator.records import Checkpoint, RoundRecord
+from fedflow.coordinator.records import Checkpoint, RoundRecord, Tries
 from fedflow.coordinator.secure_round import RoundResult, SecureRound
 from fedflow.coordinator.settings import CoordinatorFolder
-from fedflow.errors import Aborted, Misuse, Violation
+from fedflow.errors import Aborted, FedflowError, Misuse, Refusal, Violation
 from fedflow.exchange import layout
 from fedflow.exchange.base import get_blob
 from fedflow.history import Rules, State, advance, first_state, model_file
 from fedflow.learning.evaluation import auc_from_histogram
 from fedflow.learning.model_file import decode_model, flatten, spec_of
-from fedflow.orders import newest_order
+from fedflow.orders import read_order
 from fedflow.privacy.plan_cost import is_evaluated
 from fedflow.secagg.quantise import decode_integers
 from fedflow.wire.codec import plain_text
 from fedflow.wire.messages import JobEnd, Kind, Order
-from fedflow.wire.sealed import seal
+from fedflow.wire.sealed import seal, unseal
 
-__all__ = ["JobRunner", "RoundRecord"]
+__all__ = ["JobRunner", "RoundRecord", "Superseded"]
+
+#: Orders of one sum that may end with their coordinator. Sites may have paid for each of them, so
+#: a coordinator that dies at the same place every time must come to an end.
+MOST_INTERRUPTED = 10
+
+
+class Superseded(Refusal):
+    """Another coordinator with the same key went on with the job: this one has no part in it."""
+
+    def __init__(self, sequence: int) -> None:
+        super().__init__(
+            "superseded",
+            f"order {sequence} was put by another coordinator of this job; this one stops, and"
+            " leaves the job to it",
+        )
 
 
 @dataclass(frozen=True)
@@ -62,7 +80,9 @@ class JobRunner:
         self.records: list[RoundRecord] = []
         self._state = first_state(manifest)
         self._sequence = 0
-        self._resume()
+        self._tries: Tries | None = None
+        self._unsent: Order | None = None
+        self._load()
         self._vector = flatten(decode_model(self._blob(self._state.model), spec))
         self._next: _Next | None = None
         self._left_out = LeftOut(coordinator.anchors_path, self.job)
@@ -79,26 +99,67 @@ class JobRunner:
             raise Violation("no-model", "the model file is not in the exchange")
         return data
 
-    def _resume(self) -> None:
-        # Orders already published, maybe after the last checkpoint, are dead: never reuse a number.
-        newest = newest_order(
-            self.coordinator.exchange,
-            self.job.id,
-            self.job.digest,
-            self.coordinator.identity.public,
-        )
-        self._sequence = 0 if newest is None else newest.sequence
+    def _load(self) -> None:
         path = self.coordinator.state_path(self.job.id)
         path.parent.mkdir(parents=True, exist_ok=True)
         found = Checkpoint.load(path, self.job.digest)
         if found is not None:
             self.records, self._state = found.records, found.state
-            self._sequence = max(self._sequence, found.sequence)
+            self._sequence, self._tries = found.sequence, found.tries
+        elif not self.job.plan.plan.rounds:
+            self.records = [RoundRecord(number=1, finished=False)]  # nothing is trained, only scored
+
+    def resume(self) -> list[Order]:
+        """Take over what was published since the checkpoint; the orders whose sums were taken.
+
+        Without a checkpoint that is all there is. Never two of these for one job at a time: hold
+        its lease. Refusal ``cannot-rebuild`` when the exchange lacks what the job builds on,
+        OSError while it is down.
+        """
+        adoption = Adoption(self.coordinator.exchange, self.job, self._rules)
+        taken = []
+        for adopted in adoption.follow(self._state, self._vector):
+            self._adopt(adopted, adoption)
+            taken.append(adopted.order)
+        newest = adoption.newest
+        if newest is not None:
+            # Its number is used up, whatever became of it.
+            self._sequence = max(self._sequence, newest.sequence)
+            if not self._settled(newest):
+                tries = self._tries_of(newest.round, Kind(newest.kind))
+                tries.made = max(tries.made, newest.attempt)
+            if self.records and newest.round > self.records[-1].number:
+                self.records[-1].finished = True  # its evaluation was given up
+        if taken:
+            self.checkpoint()
+        return taken
+
+    def _settled(self, order: Order) -> bool:
+        if Kind(order.kind) is Kind.TRAIN:
+            return order.round < self.next_round
+        return order.round != self.to_evaluate
+
+    def _adopt(self, adopted: Adopted, adoption: Adoption) -> None:
+        order = adopted.order
+        if Kind(order.kind) is Kind.EVALUATE:
+            record = self.records[-1] if self.records else None
+            if record is not None and record.number == order.round:
+                count = len(adopted.transcript.survivors)
+                if adopted.total is not None:
+                    record.auc, record.auc_stderr = self._score(adopted.total, count)
+                record.finished = True
+        else:
+            data = model_file(adopted.vector, self._rules.spec)
+            self.coordinator.exchange.put(layout.blob(self.job.id, adopted.state.model), data)
+            self._keep(adoption.record(adopted))
+        self._state, self._vector = adopted.state, adopted.vector
+        self.event("adopted", round=order.round, kind=Kind(order.kind).word, order=order.sequence)
 
     def checkpoint(self) -> None:
-        """Make the state after a finished round durable."""
+        """Make the state after a step durable."""
         path = self.coordinator.state_path(self.job.id)
-        Checkpoint(self.job.digest, self._state, self._sequence, self.records).save(path)
+        state = Checkpoint(self.job.digest, self._state, self._sequence, self.records, self._tries)
+        state.save(path)
 
     def event(self, name: str, **facts: Any) -> None:
         """Append one line to the job's event log, for whoever watches."""
@@ -109,6 +170,24 @@ class JobRunner:
     def next_round(self) -> int:
         """The first round without a record."""
         return len(self.records) + 1
+
+    @property
+    def to_evaluate(self) -> int | None:
+        """The last round, while the evaluation that the plan has after it is still to come."""
+        return self.records[-1].number if self.records and not self.records[-1].finished else None
+
+    @property
+    def end(self) -> JobEnd | None:
+        """How this coordinator closed the job, if it has."""
+        key = layout.end(self.job.id)
+        data = self.coordinator.exchange.get(key, layout.MAX_SEALED_BYTES)
+        if data is None:
+            return None
+        try:
+            end = unseal(JobEnd, data, self.coordinator.identity.public)
+        except FedflowError:
+            return None  # somebody else's bytes end nothing
+        return end if end.manifest == self.job.digest else None
 
     @property
     def state(self) -> State:
@@ -156,11 +235,34 @@ class JobRunner:
 
     # ---- one secure sum
 
-    def dispatch(self, number: int, attempt: int, kind: Kind) -> SecureRound:
-        """Sign and publish an order for the current model, and start collecting answers."""
+    def _tries_of(self, number: int, kind: Kind) -> Tries:
+        tries = self._tries
+        if tries is None or (tries.round, tries.kind) != (number, int(kind)):
+            tries = self._tries = Tries(number, int(kind))
+        return tries
+
+    def attempts(self, number: int, kind: Kind, most: int | None = None) -> Iterator[int]:
+        """Numbers for the attempts at one sum, until ``most`` were aborted (default: settings).
+
+        They count on from those of a coordinator that died. Those it left open do not count as
+        aborted, but there is an end to them too.
+        """
+        most = self.coordinator.settings.max_attempts if most is None else most
+        while True:
+            tries = self._tries_of(number, kind)
+            if tries.aborted >= most or tries.interrupted >= MOST_INTERRUPTED:
+                return
+            yield tries.made + 1
+
+    def _new_order(self, number: int, attempt: int, kind: Kind) -> Order:
         plan, state = self.job.plan, self._state
+        if self._unsent is not None:
+            # It may have arrived although the exchange did not say so: the same bytes again.
+            unsent, self._unsent = self._unsent, None
+            if (unsent.round, unsent.attempt, unsent.kind) == (number, attempt, kind):
+                return unsent
         self._sequence += 1
-        order = Order(
+        return Order(
             manifest=self.job.digest,
             sequence=self._sequence,
             round=number,
@@ -173,6 +275,14 @@ class JobRunner:
             deadline=int((time.time() + plan.order_seconds) * 1000),
         )
 
+    def dispatch(self, number: int, attempt: int, kind: Kind) -> SecureRound:
+        """Sign and publish an order for the current model, and start collecting answers.
+
+        OSError when the exchange cannot be reached: call again, the order stays the same one.
+        :class:`Superseded` when another coordinator put an order in this place.
+        """
+        order = self._new_order(number, attempt, kind)
+
         def notify(leg: str, site: int) -> None:
             label = self.job.labels.get(site)
             self.event("message", round=number, kind=kind.word, leg=leg, site=label)
@@ -181,7 +291,9 @@ class JobRunner:
         self.current = SecureRound(
             self.coordinator, self.job, order, expected, self._left_out, notify
         )
-        self.current.publish()
+        self._publish(self.current)
+        tries = self._tries_of(number, kind)
+        tries.made = max(tries.made, attempt)
         self.event(
             "order",
             round=number,
@@ -194,6 +306,26 @@ class JobRunner:
         self._running = asyncio.create_task(self.current.run())
         return self.current
 
+    def _publish(self, secure_round: SecureRound) -> None:
+        order = secure_round.order
+        try:
+            secure_round.publish()
+        except OSError:
+            self._unsent = order
+            raise
+        except Violation as error:
+            coordinator = self.coordinator
+            there = read_order(
+                coordinator.exchange,
+                self.job.id,
+                self.job.digest,
+                coordinator.identity.public,
+                order.sequence,
+            )
+            if error.code == "already-put" and there is not None:
+                raise Superseded(order.sequence) from None
+            raise
+
     async def collect(self) -> RoundResult:
         """The sum of the order dispatched last; Aborted with its reason.
 
@@ -205,6 +337,9 @@ class JobRunner:
             result = await self._running
             self._follow(self.current.order, result)
         except Aborted as error:
+            order = self.current.order
+            self._tries_of(order.round, Kind(order.kind)).aborted += 1
+            self.checkpoint()
             raise self._explained(error) from None
         finally:
             self._running = None
@@ -212,6 +347,13 @@ class JobRunner:
                 self.event("left-out", site=self.job.labels[site], reason=reason)
             self._presence.after_round(self.current.still_there(), self.current.left_the_job())
         return result
+
+    async def give_up(self) -> None:
+        """Stop collecting what was dispatched last: the coordinator leaves, or the job ends."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
 
     def _follow(self, order: Order, result: RoundResult) -> None:
         outcome = result.outcome
@@ -258,6 +400,11 @@ class JobRunner:
 
     def record(self, record: RoundRecord, result: RoundResult) -> None:
         """Fill in and keep the facts of a finished training round."""
+        self.fill(record, result)
+        self._keep(record)
+
+    def fill(self, record: RoundRecord, result: RoundResult) -> None:
+        """Fill in who took part in a sum, who did not and why, and what it took."""
         labels, outcome = self.job.labels, result.outcome
         record.sites = [labels[s] for s in outcome.survivors]
         record.seconds, record.training_seconds = result.seconds, result.training_seconds
@@ -273,15 +420,28 @@ class JobRunner:
                 record.dropped.append(labels[site])
                 if site in outcome.delivered:
                     record.recovered.append(labels[site])
+
+    def _keep(self, record: RoundRecord) -> None:
+        if self.records:
+            self.records[-1].finished = True
+        record.finished = not self.evaluates(record.number)
         self.records.append(record)
 
     def score(self, result: RoundResult) -> tuple[float, float]:
         """AUC and its standard error (from the privacy noise) of the summed histogram."""
-        survivors = len(result.outcome.survivors)
-        return auc_from_histogram(decode_integers(result.outcome.sum), self.job.plan, survivors)
+        return self._score(result.outcome.sum, len(result.outcome.survivors))
+
+    def _score(self, total: NDArray[np.uint32], survivors: int) -> tuple[float, float]:
+        return auc_from_histogram(decode_integers(total), self.job.plan, survivors)
 
     def close(self, outcome: str, reason: str) -> None:
-        """Tell the sites that the job is over."""
+        """Tell the sites that the job is over, for good: it cannot be resumed.
+
+        Only a decision does that: all rounds are done, a round has no sum in any attempt, somebody
+        cancelled the job. Nothing happens to a job that is closed already.
+        """
+        if self.end is not None:
+            return
         sentence = plain_text(reason, 500)  # it may list many sites
         message = JobEnd(self.job.digest, self._sequence, outcome, sentence, self._state.model)
         key = layout.end(self.job.id)

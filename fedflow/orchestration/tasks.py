@@ -7,6 +7,7 @@ survive is in the exchange, the checkpoint and the sites' ledgers.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
+#: How long a step waits for an exchange that is down; then the process ends, and not the job.
+EXCHANGE_SECONDS = 600.0
 _LIVE: dict[str, LiveJob] = {}
 
 
@@ -48,6 +52,20 @@ def live_job(runner: JobRunner) -> Iterator[LiveJob]:
         yield _LIVE[runner.job.id]
     finally:
         del _LIVE[runner.job.id]
+
+
+async def patiently(step: Callable[[], T]) -> T:
+    """``step``, again and again while the exchange cannot be reached; then its OSError."""
+    loop = asyncio.get_running_loop()
+    until, wait = loop.time() + EXCHANGE_SECONDS, 0.2
+    while True:
+        try:
+            return step()
+        except OSError:
+            if loop.time() >= until:
+                raise
+        await asyncio.sleep(wait)
+        wait = min(2 * wait, 5.0)
 
 
 def _live(job: str) -> LiveJob:
@@ -74,7 +92,7 @@ def round_task(
 async def dispatch_model(job: str, number: int, attempt: int = 1) -> State[Any]:
     """Sign the order for this round's model and publish both."""
     live = _live(job)
-    live.runner.dispatch(number, attempt, Kind.TRAIN)
+    await patiently(lambda: live.runner.dispatch(number, attempt, Kind.TRAIN))
     return Completed(message=f"model {live.runner.model_digest.hex()[:12]} ordered for training")
 
 
@@ -108,22 +126,22 @@ async def secure_aggregate(job: str, number: int) -> State[Any]:
     return Completed(message=f"sum of {len(outcome.survivors)} masked updates{note}")
 
 
-@round_task("update_global", "update global model · round {number}")
-async def update_global(job: str, number: int) -> State[Any]:
-    """Apply the mean update and publish the next model."""
+@round_task("update_global", "update global model · round {number} · {sites}")
+async def update_global(job: str, number: int, sites: str) -> State[Any]:
+    """Apply the mean update and publish the next model. ``sites`` is for the run's name."""
     live = _live(job)
-    if live.last is None:
+    last = live.last
+    if last is None:
         raise Misuse("there is no sum to apply")
-    digest = live.runner.update(live.last)
+    digest = await patiently(lambda: live.runner.update(last))
     return Completed(message=f"model {digest.hex()[:12]}")
 
 
 @round_task("evaluate", "evaluate · round {number}")
-async def evaluate(job: str, number: int) -> State[Any]:
+async def evaluate(job: str, number: int, attempt: int = 1) -> State[Any]:
     """Score the new model on held-out persons at the sites, by one noised secure sum."""
-    live = _live(job)
-    runner = live.runner
-    runner.dispatch(number, 1, Kind.EVALUATE)
+    runner = _live(job).runner
+    await patiently(lambda: runner.dispatch(number, attempt, Kind.EVALUATE))
     try:
         result = await runner.collect()
     except Aborted as error:
@@ -131,6 +149,9 @@ async def evaluate(job: str, number: int) -> State[Any]:
     auc, stderr = runner.score(result)
     record = runner.records[-1]
     record.auc, record.auc_stderr = auc, stderr
+    if not runner.job.plan.plan.rounds:
+        runner.fill(record, result)  # no training round did
+        return Completed(message=f"AUC {auc:.3f} ± {stderr:.3f} (privacy noise)")
     for site, size in result.bytes_by_site.items():
         label = runner.job.labels[site]
         record.bytes[label] = record.bytes.get(label, 0) + size

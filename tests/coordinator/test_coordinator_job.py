@@ -84,6 +84,7 @@ async def test_what_is_shown_of_rounds_holds_no_vector_and_no_key(room):
     state = json.loads(runner.coordinator.state_path(JOB).read_text())
     assert set(state) == {
         "manifest", "sequence", "previous", "previous_sequence", "model", "value_range", "rounds",
+        "tries",
     }  # fmt: skip
     for line in events.splitlines():
         assert set(json.loads(line)) <= {

@@ -301,10 +301,14 @@ class Room:
 
 async def drive(runner: JobRunner, *, join_seconds: float = 5.0, close: bool = True) -> JobRunner:
     """The flow's loop without Prefect. Aborted when a round had no sum in any attempt."""
+    runner.resume()
+    if runner.end is not None:
+        return runner
     await runner.wait_for_sites(join_seconds)
+    await score(runner)
     for number in range(runner.next_round, runner.job.plan.plan.rounds + 1):
-        result = None
-        for attempt in range(1, runner.coordinator.settings.max_attempts + 1):
+        result, reason = None, Aborted("too-few-sites", "no attempt is left")
+        for attempt in runner.attempts(number, Kind.TRAIN):
             runner.dispatch(number, attempt, Kind.TRAIN)
             try:
                 result = await runner.collect()
@@ -316,11 +320,21 @@ async def drive(runner: JobRunner, *, join_seconds: float = 5.0, close: bool = T
             raise reason
         runner.update(result)
         runner.record(RoundRecord(number=number, attempts=attempt), result)
-        if runner.evaluates(number):
-            runner.dispatch(number, 1, Kind.EVALUATE)
-            scored = await runner.collect()
-            runner.records[-1].auc, runner.records[-1].auc_stderr = runner.score(scored)
         runner.checkpoint()
+        await score(runner)
     if close:
         runner.close("completed", "all rounds of the plan are done")
     return runner
+
+
+async def score(runner: JobRunner) -> None:
+    """The evaluation after a round, if there is one to come."""
+    if (number := runner.to_evaluate) is None:
+        return
+    for attempt in runner.attempts(number, Kind.EVALUATE):
+        runner.dispatch(number, attempt, Kind.EVALUATE)
+        scored = await runner.collect()
+        runner.records[-1].auc, runner.records[-1].auc_stderr = runner.score(scored)
+        break
+    runner.records[-1].finished = True
+    runner.checkpoint()

@@ -1,0 +1,211 @@
+"""A coordinator in a process of its own, on a real server: killed, cancelled, paused, resumed.
+
+The sites are real sessions in this process, with fake training; they come without Prefect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+
+import pytest
+from job_room import JOB, Room, make_plan
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
+from prefect.states import Cancelling, Paused
+
+from fedflow.coordinator.runner import JobRunner
+from fedflow.coordinator.settings import init_coordinator, open_coordinator
+from fedflow.exchange import layout, open_exchange
+from fedflow.orchestration.scrub import scrubbed_client
+
+pytestmark = [pytest.mark.usefixtures("connected"), pytest.mark.slow]
+ROUNDS = 4
+
+
+class Federation:
+    """A room over a folder, whose coordinator is a process."""
+
+    def __init__(self, folder, server, seconds):
+        plan = make_plan(
+            plan__rounds=ROUNDS,
+            deadlines__round_seconds=20.0,
+            deadlines__leg_seconds=15.0,
+        )
+        self.exchange = open_exchange(str(folder / "exchange"))
+        self.room = Room(folder / "room", plan, exchange=self.exchange)
+        for site in self.room.sites.values():
+            site.trainer.seconds = seconds
+        self.path, self.server = folder / "coordinator", server
+        init_coordinator(
+            self.path, exchange=str(folder / "exchange"), authority=self.room.authority.public
+        )
+        (self.path / "identity.pem").unlink()
+        self.room.coordinator_identity.save(self.path / "identity.pem")
+        self.log = folder / "log"
+        self.process = None
+
+    def start(self):
+        command = [sys.executable, "-m", "flows.training", JOB, "--no-sessions"]
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                [*command, "--coordinator", str(self.path)],
+                env=os.environ | self.server.environment(),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        return self.process
+
+    async def ended(self, seconds=90):
+        async with asyncio.timeout(seconds):
+            while self.process.poll() is None:
+                await asyncio.sleep(0.05)
+        return self.process.returncode
+
+    async def until(self, condition, seconds=60):
+        async with asyncio.timeout(seconds):
+            while not condition():
+                assert self.process.poll() is None, self.log.read_text()
+                await asyncio.sleep(0.02)
+
+    def orders(self):
+        return layout.sequences(self.exchange.list(layout.rounds(JOB)))
+
+    def summed(self):
+        names = self.exchange.list(f"{layout.rounds(JOB)}")
+        return sum("transcript" in self.exchange.list(f"{layout.rounds(JOB)}/{n}") for n in names)
+
+    def runner(self) -> JobRunner:
+        return JobRunner(open_coordinator(self.path), JOB)
+
+    async def flow_run(self):
+        name = FlowRunFilter(name=FlowRunFilterName(any_=[f"federated training · {JOB}"]))
+        async with scrubbed_client() as client:
+            runs = await client.read_flow_runs(flow_run_filter=name)
+        return max(runs, key=lambda run: run.created)
+
+    async def set_state(self, state):
+        run = await self.flow_run()
+        async with scrubbed_client() as client:
+            return await client.set_flow_run_state(run.id, state)
+
+    async def close(self):
+        if self.process is not None and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        await self.room.stop()
+
+
+@pytest.fixture
+async def federation(tmp_path, connected):
+    made = Federation(tmp_path, connected, 0.3)
+    made.room.start()
+    yield made
+    await made.close()
+
+
+async def test_killed_at_random_moments_it_ends_right(federation):
+    rng = random.Random(6)
+    for _ in range(3):
+        federation.start()
+        before = len(federation.orders())
+        await federation.until(lambda n=before: len(federation.orders()) > n)
+        await asyncio.sleep(rng.uniform(0, 0.8))  # anywhere in the round that follows
+        if federation.process.poll() is None:
+            os.killpg(federation.process.pid, signal.SIGKILL)
+        await federation.ended()
+    federation.start()
+    assert await federation.ended() == 0, federation.log.read_text()
+    ends = await federation.room.ends()
+    assert {(end.outcome, end.code) for end in ends.values()} == {("completed", "completed")}
+    runner = federation.runner()
+    assert [record.number for record in runner.records] == list(range(1, ROUNDS + 1))
+    assert runner.end.model == runner.model_digest
+    for site in federation.room.sites.values():
+        assert len(site.charges()) <= len(federation.orders())
+
+
+async def test_cancel_ends_the_sites_for_good(federation):
+    for site in federation.room.sites.values():
+        site.trainer.seconds = 600.0
+    federation.start()
+    await federation.until(federation.orders)
+    await federation.set_state(Cancelling())
+    assert await federation.ended() == 1
+    async with asyncio.timeout(30):
+        ends = await federation.room.ends()
+    assert {(end.outcome, end.code) for end in ends.values()} == {("completed", "cancelled")}
+    assert federation.runner().end.outcome == "cancelled"
+    run = await federation.flow_run()
+    assert (run.state.type.value, run.state.name) == ("CANCELLED", "Cancelled")
+    federation.start()  # a cancelled job is over: starting it again says so
+    assert await federation.ended() == 1
+    assert "cancelled" in federation.log.read_text().lower()
+
+
+async def test_a_pause_waits_at_the_end_of_the_round(federation):
+    federation.start()
+    await federation.until(federation.orders)
+    await federation.set_state(Paused(timeout_seconds=600))
+    open_orders = None
+    async with asyncio.timeout(60):
+        while True:  # the round that is open is finished, and no other is ordered
+            now = (len(federation.orders()), federation.summed())
+            if now[0] == now[1] and now == open_orders:
+                break
+            open_orders = now
+            await asyncio.sleep(3)
+    assert now[0] < ROUNDS
+    assert all(not site.task.done() for site in federation.room.sites.values())
+    assert federation.process.poll() is None
+    run = await federation.flow_run()
+    async with scrubbed_client() as client:
+        await client.resume_flow_run(run.id)
+    assert await federation.ended() == 0, federation.log.read_text()
+    assert federation.runner().end.outcome == "completed"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_stop_leaves_the_job_resumable(federation, number):
+    federation.start()
+    await federation.until(federation.orders)
+    second = subprocess.run(
+        [*federation.process.args],
+        env=os.environ | federation.server.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert second.returncode == 1
+    assert f"coordinated already, by process {federation.process.pid}" in second.stderr
+    federation.process.send_signal(number)
+    assert await federation.ended() == 1
+    text = federation.log.read_text()
+    assert "the job can be resumed. Go on with: " in text
+    assert "Traceback" not in text
+    assert federation.runner().end is None
+    run = max([await federation.flow_run()], key=lambda run: run.created)
+    assert run.state.is_final()
+    federation.start()
+    assert await federation.ended() == 0, federation.log.read_text()
+    assert federation.runner().end.outcome == "completed"
+
+
+async def test_a_server_that_is_away_costs_the_job_nothing(federation):
+    federation.start()
+    await federation.until(federation.orders)
+    server = federation.server
+    port = server.port
+    server.stop()
+    try:
+        await federation.until(lambda: federation.runner().end is not None, 90)
+    finally:
+        server._wanted_port = port
+        server.start()
+    assert await federation.ended() == 0, federation.log.read_text()
+    run = await federation.flow_run()
+    assert run.state.is_completed()
