@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 import fedflow
-from fedflow.cli import audit, ledger, overlap, plan, site
+from fedflow.cli import audit, exchange, ledger, overlap, plan, site
 from fedflow.cli.demo import demo
 from fedflow.cli.doctor import doctor
 from fedflow.errors import FedflowError, Misuse, Violation
@@ -32,6 +32,7 @@ site.app.add_typer(overlap.app, name="overlap")
 app.add_typer(site.app, name="site")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(audit.app, name="audit")
+app.add_typer(exchange.app, name="exchange")
 
 
 def _version(wanted: bool) -> None:

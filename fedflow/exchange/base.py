@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+from collections.abc import Sequence
 from typing import Protocol
 
 from fedflow.errors import Misuse, Violation
@@ -72,6 +73,31 @@ async def names(exchange: Exchange, prefix: str) -> list[str]:
     if exchange.remote:
         return await asyncio.to_thread(exchange.list, prefix)
     return exchange.list(prefix)
+
+
+async def wait(
+    exchange: Exchange,
+    key: str,
+    limit: int = MAX_OBJECT_BYTES,
+    *,
+    seconds: float,
+    poll: float,
+    unless: Sequence[str] = (),
+) -> bytes | None:
+    """Wait for an object; None when it is not there after ``seconds``.
+
+    None earlier once one of ``unless`` is there, as far as the exchange can tell: a relay can, and
+    holds the request until then. Any other exchange is looked at once, then after ``poll`` seconds.
+    OSError as :meth:`Exchange.get`.
+    """
+    long_poll = getattr(exchange, "wait", None)
+    if long_poll is not None:
+        found: bytes | None = await long_poll(key, limit, seconds=seconds, unless=unless)
+        return found
+    data = await get(exchange, key, limit)
+    if data is None:
+        await asyncio.sleep(min(poll, max(seconds, 0.0)))
+    return data
 
 
 class MemoryExchange:

@@ -26,7 +26,7 @@ from fedflow.secagg.context import RoundContext
 from fedflow.site.admission import Admitted
 from fedflow.site.anchoring import Anchoring
 from fedflow.site.following import Following
-from fedflow.site.mailbox import Missed, fetch, is_there, send
+from fedflow.site.mailbox import OVER_SECONDS, Missed, fetch, in_thread, is_there, send
 from fedflow.site.release import make_release
 from fedflow.site.spool import Spool
 from fedflow.wire.messages import Kind, Order
@@ -88,14 +88,17 @@ class _Legs:
         self._services, self._job, self._order = services, job, order
         self._until = order.deadline / 1000
         self._limit = layout.leg_limit(len(job.manifest.roster))
+        # Once one of them is there, nobody will answer this order any more.
+        self._later = (layout.order(job.id, order.sequence + 1), layout.end(job.id))
 
-    def over(self) -> bool:
+    async def over(self) -> bool:
         """Whether this order was given up: its time, another order, or the end of the job."""
-        name, exchange = self._job.id, self._services.exchange
-        later = (layout.order(name, self._order.sequence + 1), layout.end(name))
-        return time.time() >= self._until or any(
-            is_there(exchange, key, layout.MAX_SEALED_BYTES) for key in later
-        )
+        if time.time() >= self._until:
+            return True
+        for key in self._later:
+            if await is_there(self._services.exchange, key, layout.MAX_SEALED_BYTES):
+                return True
+        return False
 
     async def down(self, leg: str, site: int | None = None) -> bytes:
         """The coordinator's message of a leg; Missed when it does not come."""
@@ -106,7 +109,17 @@ class _Legs:
             poll=self._services.poll_seconds,
             limit=self._limit,
             over=self.over,
+            unless=self._later,
         )
+
+    async def trained(self, training: asyncio.Future[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        """What training gives; Missed as soon as the order was given up: nobody waits for it."""
+        while True:
+            await asyncio.wait({training}, timeout=OVER_SECONDS)
+            if training.done():
+                return training.result()
+            if await self.over():
+                raise Missed("masked")
 
     async def up(self, leg: str, payload: bytes) -> None:
         """Put this site's message of a leg."""
@@ -143,7 +156,7 @@ async def take_part(
     """
     legs = _Legs(services, job, order)
     client = _client(services, job, order, vouches)
-    training = _start_training(services, job, order, data, following)
+    training = await _start_training(services, job, order, data, following)
     try:
         await legs.up("advert", client.advertise())
         await progress(order.round, "training")
@@ -153,13 +166,13 @@ async def take_part(
             following.adopt(order)
         await legs.up("shares", shares)
         client.on_delivery(await legs.down("delivery", job.index))
-        vector = await training
+        vector = await legs.trained(training)
     finally:
         if not training.done():
             training.cancel()
         await asyncio.gather(training, return_exceptions=True)
 
-    if legs.over():
+    if await legs.over():
         raise Missed("masked")  # before anything is charged for it
     spool, header = make_release(services.spool, services.ledger, job, order, client, vector)
     del vector
@@ -178,11 +191,11 @@ async def take_part(
     await progress(order.round, "done")
 
 
-def _start_training(
+async def _start_training(
     services: SiteServices, job: Admitted, order: Order, data: Path, following: Following
 ) -> asyncio.Future[npt.NDArray[Any]]:
     try:
-        model = following.model(order.model)
+        model = await in_thread(services.exchange, following.model, order.model)
     except Missing:
         raise Missed("model") from None
     return asyncio.ensure_future(
