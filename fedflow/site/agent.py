@@ -161,6 +161,7 @@ class SiteAgent:
 
         session = Session(self._site, self._services, job, manifest, progress)
         entry = _Running(job, manifest, asyncio.create_task(self._counted(session)))
+        entry.task.add_done_callback(lambda _: self._trainer.forget())
         self._running = entry
         log.info("session of job %s opened", job)
         return entry

@@ -106,11 +106,11 @@ class Holders(Generic[T]):
         Died when the answer is not whole.
         """
         holder = self._ready(workload, path)
-        passed, status = 0, b""
+        status = b""
         with contextlib.ExitStack() as stack:
             request_end, to_child = _pipe(stack)
             from_child, answer_end = _pipe(stack)
-            with contextlib.suppress(BrokenPipeError, ConnectionError):
+            with contextlib.suppress(ConnectionError):
                 socket.send_fds(holder.line, [b"r"], [request_end.fileno(), answer_end.fileno()])
                 request_end.close()
                 answer_end.close()
@@ -119,16 +119,13 @@ class Holders(Generic[T]):
             answer_end.close()
             with contextlib.suppress(BrokenPipeError):
                 to_child.close()
-            while piece := from_child.read(_PIECE):
-                out.write(piece)
-                passed += len(piece)
-            out.flush()
+            whole, passed = _pass_on(from_child, out)
             with contextlib.suppress(ConnectionError):
                 status = holder.line.recv(1)
         if status not in (_ANSWERED, _DIED):
             self.forget()
-        if status not in (_ANSWERED, _ENDING) or not passed:
-            raise Died(passed > 0)
+        if not whole:
+            raise Died(passed)
 
     def _ready(self, workload: str, path: str) -> _Holder:
         state, held = file_state(path), self._holder
@@ -213,6 +210,25 @@ def _tie(parent: int) -> None:
     die_with_parent()
     if os.getppid() != parent:
         os._exit(1)
+
+
+def _pass_on(source: BinaryIO, out: BinaryIO) -> tuple[bool, bool]:
+    """Copy one frame piece by piece; whether all of it came, and whether any of it was passed on.
+
+    Its lengths are read as they pass: who wrote it may die right after, and it is whole all the
+    same.
+    """
+    start = source.read(4)
+    start += source.read(int.from_bytes(start, "big") + 8)
+    left = int.from_bytes(start[-8:], "big")
+    if len(start) < 12 or len(start) != int.from_bytes(start[:4], "big") + 12:
+        return False, False
+    out.write(start)
+    while left and (piece := source.read(min(_PIECE, left))):
+        out.write(piece)
+        left -= len(piece)
+    out.flush()
+    return not left, True
 
 
 def _pipe(stack: contextlib.ExitStack) -> tuple[BinaryIO, BinaryIO]:

@@ -189,11 +189,19 @@ def test_a_request_that_dies_before_it_answers_is_told_from_one_that_dies_within
         out.flush()
         os.kill(os.getpid(), signal.SIGKILL)
 
+    whole, started = io.BytesIO(), io.BytesIO()
+    write_frame(whole, {"a": 1}, b"answer")
+    write_frame(started, {"a": 1})
     asked = holders(answer=work)
-    for payload in (b"", b"half"):
+    for payload, passed in ((b"", False), (started.getvalue()[:-1], False), (b"half", False)):
         with pytest.raises(Died) as caught:
             ask(asked, data_file, payload=payload)
-        assert caught.value.passed == bool(payload)
+        assert caught.value.passed == passed, payload
+    with pytest.raises(Died) as caught:
+        ask(asked, data_file, payload=whole.getvalue()[:-1])
+    assert caught.value.passed
+    # Killed after its last byte: nothing is missing.
+    assert ask(asked, data_file, payload=whole.getvalue()) == ({"a": 1}, b"answer")
     asked._answer = tell  # of the next holder
     asked.forget()
     assert ask(asked, data_file)[0]["data"] == "first"
