@@ -1,0 +1,154 @@
+"""A small federation on disk for the chaos driver: real folders, keys, policies and ledgers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedflow.coordinator.job import Job, create_job, load_job, write_roster
+from fedflow.coordinator.settings import init_coordinator
+from fedflow.crypto.identity import Identity, PublicKey
+from fedflow.exchange import Exchange, open_exchange
+from fedflow.learning.model_file import encode_model
+from fedflow.learning.plan import Plan, load_plan
+from fedflow.learning.server_state import initial_state, state_spec
+from fedflow.learning.trivial import DATA_FILE, write_site
+from fedflow.learning.workload import find_workload, initial_model, model_spec
+from fedflow.site.config import init_site
+from fedflow.site.policy import template
+
+PLAN = Path(__file__).parents[2] / "flows" / "plans" / "trivial.toml"
+#: So much that no number of kills can use it up: what is tested is that none of it is lost.
+EPSILON = 100.0
+#: Attempts at one round: a coordinator that is killed often must not run out of them.
+MAX_ATTEMPTS = 100
+
+
+def chaos_plan(rounds: int, leg_seconds: float) -> Plan:
+    """The trivial plan, with deadlines so short that a lost site costs seconds."""
+    raw = load_plan(PLAN).model_dump()
+    raw["plan"] |= {"name": "chaos", "rounds": rounds}
+    raw["evaluation"] |= {"every": 3}
+    raw["deadlines"] |= {"round_seconds": leg_seconds, "leg_seconds": leg_seconds}
+    return Plan.model_validate(raw)
+
+
+@dataclass
+class World:
+    """Where everything is. ``url`` is the exchange as sites and coordinator are told of it."""
+
+    folder: Path
+    plan: Plan
+    sockets: Path
+    url: str = ""
+    labels: list[str] = field(default_factory=list)
+    keys: dict[str, PublicKey] = field(default_factory=dict)
+
+    @classmethod
+    def make(cls, folder: Path, plan: Plan, sites: int) -> World:
+        """An empty, new folder; keys and folders are made by :meth:`populate`."""
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # Short: the kernel counts every byte of a socket's path.
+        world = cls(folder.resolve(), plan, Path(tempfile.mkdtemp(prefix="ffchaos-")))
+        world.labels = [f"site-{number}" for number in range(1, sites + 1)]
+        authority = Identity.generate()
+        (world.folder / "authority").mkdir(mode=0o700)
+        authority.save(world.folder / "authority" / "identity.pem")
+        return world
+
+    def populate(self, url: str) -> None:
+        """The coordinator's and the sites' folders, with the exchange at ``url``."""
+        self.url = url
+        authority = self.authority
+        init_coordinator(self.coordinator, exchange=url, authority=authority.public)
+        settings = self.coordinator / "coordinator.toml"
+        text = settings.read_text().replace("max_attempts = 3 ", f"max_attempts = {MAX_ATTEMPTS} ")
+        settings.write_text(text)
+        policy = template(
+            authority=authority.public.hex(),
+            coordinators=[self.coordinator_key.public.hex()],
+            workload="trivial",
+            dataset="trivial",
+            path=DATA_FILE,
+            epsilon=EPSILON,
+            delta=self.plan.privacy.delta,
+            plan=self.plan,
+        )
+        for label in self.labels:
+            path = self.site(label)
+            socket = str(self.socket(label))
+            identity = init_site(path, label=label, exchange=url, socket=socket, policy=policy)
+            write_site(path / DATA_FILE, label)
+            self.keys[label] = identity.public
+
+    @property
+    def authority(self) -> Identity:
+        """The key that signs jobs."""
+        return Identity.load(self.folder / "authority" / "identity.pem")
+
+    @property
+    def coordinator_key(self) -> Identity:
+        """The coordinator's key."""
+        return Identity.load(self.coordinator / "identity.pem")
+
+    @property
+    def coordinator(self) -> Path:
+        """The coordinator's folder."""
+        return self.folder / "coordinator"
+
+    @property
+    def store(self) -> Path:
+        """The exchange's objects as files: the exchange itself, or what a relay keeps."""
+        return self.folder / "exchange"
+
+    def site(self, label: str) -> Path:
+        """A site's folder."""
+        return self.folder / "sites" / label
+
+    def socket(self, label: str) -> Path:
+        """Its agent's socket."""
+        return self.sockets / f"{label}.sock"
+
+    def witness(self, label: str) -> Path:
+        """Where its words are written down before they are masked."""
+        return self.folder / "witness" / label
+
+    def logs(self, name: str) -> Path:
+        """The output of a process."""
+        return self.folder / "logs" / f"{name}.log"
+
+    def add_job(self, exchange: Exchange, job: str) -> Job:
+        """Sign and publish one more job over all sites."""
+        workload = find_workload("trivial")
+        create_job(
+            exchange,
+            job=job,
+            plan=self.plan,
+            sites=self.keys,
+            coordinator=self.coordinator_key.public,
+            authority=self.authority,
+            initial_model=encode_model(initial_state(initial_model(workload), self.plan)),
+            spec=state_spec(model_spec(workload), self.plan),
+            reference_persons=workload.reference_persons,
+        )
+        loaded = load_job(exchange, job, self.authority.public)
+        write_roster(self.folder / "audit" / "roster.json", loaded, self.authority.public)
+        return loaded
+
+    def open_exchange(self) -> Exchange:
+        """The exchange, written to as the coordinator."""
+        return open_exchange(self.url, self.coordinator_key)
+
+    def close(self, *, keep: bool) -> None:
+        """Remove the sockets, and the folder unless it is kept."""
+        shutil.rmtree(self.sockets, ignore_errors=True)
+        if not keep:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def note(self, **facts: object) -> None:
+        """One line for machines, in ``chaos.jsonl``."""
+        with open(self.folder / "chaos.jsonl", "a") as file:
+            file.write(json.dumps(facts) + "\n")
