@@ -150,7 +150,7 @@ class Replay:
             raise Violation("foreign-order", "the order belongs to another manifest")
         if order.sequence != sequence:
             raise Violation("replayed-order", f"order {order.sequence} stands as {sequence}")
-        if order.round > job.plan.plan.rounds:
+        if order.round > job.plan.last_round(kind):
             raise Violation("bad-order", f"round {order.round} is beyond the plan's last")
         size = job.plan.vector_length(kind, job.manifest.dimension)
         if order.dimension != size:

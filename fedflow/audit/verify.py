@@ -21,6 +21,7 @@ from fedflow.audit.opened import check_opened
 from fedflow.audit.replay import Replay
 from fedflow.audit.roster import PinnedRoster, load_roster
 from fedflow.audit.spending import check_prices
+from fedflow.exchange import Exchange
 
 
 def verify_folder(
@@ -35,12 +36,30 @@ def verify_folder(
     which proves consistency but not who the parties are. ``progress`` is told each step's name.
     Raises InputError only when there is nothing to audit; bad contents become findings.
     """
-    root, recorder = Path(folder), Recorder(own_keys=roster is not None)
+    root = Path(folder)
     exchange = open_folder(root)
     pinned = load_roster(Path(roster) if roster is not None else root / "audit" / "roster.json")
+    own = roster is not None
+    ledgers = root / "audit" / "ledgers"
+    return verify_exchange(exchange, pinned, ledgers, own_keys=own, progress=progress)
+
+
+def verify_exchange(
+    exchange: Exchange,
+    pinned: PinnedRoster,
+    exports: Path,
+    *,
+    own_keys: bool,
+    progress: Callable[[str], None] = lambda step: None,
+) -> AuditReport:
+    """Verify every job in an exchange against pinned keys and the ledgers in a folder.
+
+    ``own_keys`` says that ``pinned`` did not come from where the records came from.
+    """
+    recorder = Recorder(own_keys=own_keys)
     recorder.labels = pinned.labels
     progress("ledgers")
-    ledgers = read_ledgers(root / "audit" / "ledgers", pinned, recorder)
+    ledgers = read_ledgers(exports, pinned, recorder)
     jobs: list[JobEvidence] = []
     anchors = Anchors(ledgers, pinned, recorder)
     for name in exchange.list("jobs"):

@@ -44,7 +44,7 @@ class Shares:
         dimension = model_spec(workload).dimension + (plan.privacy.clipping_quantile is not None)
         coding = plan.coding(sites, initial_range(plan, workload.reference_persons))
         steps = share_stddev(plan, coding, dimension, sensitivity)
-        event = training_event(plan).repeated(plan.plan.rounds)
+        event = training_event(plan).repeated(max(plan.plan.rounds, 1))
         sampled = event.sample_rate < 1.0
         return cls(
             dimension=dimension,

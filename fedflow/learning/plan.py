@@ -49,7 +49,9 @@ class PlanSection(_Section):
 
     name: str = Field(pattern=_NAME, description="lower-case letters, digits and dashes")
     workload: str = Field(pattern=_NAME, description="the name of an installed workload")
-    rounds: int = Field(ge=1, le=10_000, description="training rounds")
+    rounds: int = Field(
+        ge=0, le=10_000, description="training rounds; 0 scores the first model and trains nothing"
+    )
 
 
 class CohortSection(_Section):
@@ -258,6 +260,10 @@ class Plan(_Section):
         if epochs is None:
             return int(self.training.local_steps or 1)
         return math.ceil(epochs / self.privacy.sample_rate)
+
+    def last_round(self, kind: Kind) -> int:
+        """The number of the last round of a kind. A plan without training scores in round 1."""
+        return self.plan.rounds or int(kind is Kind.EVALUATE)
 
     def bits(self, kind: Kind) -> int:
         """Bits per coordinate of such a round: statistics are exact integers of 32 bits."""

@@ -111,17 +111,24 @@ def partition(plan: Plan, purpose: str) -> str:
 
 def is_evaluated(plan: Plan, number: int) -> bool:
     """Whether the model is scored after round ``number`` (1 is the first): also after the last."""
-    return number % plan.evaluation.every == 0 or number == plan.plan.rounds
+    return number % plan.evaluation.every == 0 or number == max(plan.plan.rounds, 1)
 
 
 def evaluations(plan: Plan, rounds: int) -> int:
-    """How many evaluations the first ``rounds`` rounds contain."""
+    """How many evaluations the first ``rounds`` rounds contain; one where nothing is trained."""
+    if plan.plan.rounds == 0:
+        return 1
     last = rounds == plan.plan.rounds and rounds % plan.evaluation.every != 0
     return rounds // plan.evaluation.every + last
 
 
 def shown_rounds(rounds: int) -> list[int]:
-    """At most 50 of the numbers 1 to ``rounds``, evenly spread, the last always among them."""
+    """At most 50 of the numbers 1 to ``rounds``, evenly spread, the last always among them.
+
+    Of no rounds it is 0 alone: what a plan without training costs.
+    """
+    if rounds == 0:
+        return [0]
     count = min(rounds, MAX_ROWS)
     return sorted({round((i + 1) * rounds / count) for i in range(count)})
 
@@ -137,7 +144,7 @@ def plan_cost(plan: Plan, epsilon: float | None = None, delta: float | None = No
     rounds = plan.plan.rounds
     train, evaluate = training_event(plan), evaluation_event(plan)
     if epsilon is None:
-        train_order = best_order(train.repeated(rounds), delta)
+        train_order = best_order(train.repeated(max(rounds, 1)), delta)
         evaluate_order = best_order(evaluate.repeated(evaluations(plan, rounds)), delta)
     else:
         train_order = choose_order(train, epsilon, delta)
@@ -149,7 +156,7 @@ def plan_cost(plan: Plan, epsilon: float | None = None, delta: float | None = No
             CostRow(
                 number,
                 _filter_epsilon(train, number, train_order, delta),
-                epsilon_pld([train.repeated(number)], delta),
+                epsilon_pld([train.repeated(number)] if number else [], delta),
                 _filter_epsilon(evaluate, scored, evaluate_order, delta),
                 epsilon_pld([evaluate.repeated(scored)] if scored else [], delta),
             )

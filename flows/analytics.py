@@ -1,0 +1,72 @@
+"""Analytics: who took part in the jobs so far, from signed public records.
+
+Rounds, survivors, losses and refusals are read from what coordinator and sites have signed in the
+exchange; seconds and bytes from the coordinator's own records. It is about participation and knows
+nothing of anybody's data.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.artifacts import ImageArtifact, TableArtifact
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+
+from fedflow.coordinator.settings import CoordinatorFolder, open_coordinator
+from fedflow.errors import FedflowError
+from fedflow.orchestration.charts import bars_chart
+from fedflow.orchestration.participation import Participation, job_rows, read_job, site_rows
+from fedflow.orchestration.publishing import attempt, create, svg_url
+from fedflow.wire.messages import JOB_ID
+from flows.training import FOLDER_VARIABLE
+
+_MOST_BARS = 40
+
+
+@flow(
+    name="analytics",
+    flow_run_name="participation in {job}",
+    persist_result=False,
+    log_prints=False,
+    retries=0,
+)
+async def analytics(job: str = "all jobs") -> State[Any]:
+    """Publish participation by job and by site. ``job`` limits it to one."""
+    try:
+        coordinator = open_coordinator(Path(os.environ.get(FOLDER_VARIABLE, ".")))
+        jobs = await asyncio.to_thread(_read, coordinator, job)
+    except FedflowError as error:
+        return Failed(name="Refused", message=f"{error.code}: nothing could be read")
+    except OSError:
+        return Failed(message="the exchange cannot be reached")
+    if not jobs:
+        return Completed(name="Nothing to do", message="no job of this coordinator has begun")
+    sites = site_rows(jobs)
+    picture = bars_chart(
+        "Rounds by site: in the sum, lost, refused",
+        [(row["site"], (row["in the sum"], row["lost"], row["refused"])) for row in sites][
+            :_MOST_BARS
+        ],
+        ["in the sum", "lost", "refused"],
+    )
+    about = "From records signed by coordinator and sites; it says nothing of anybody's data."
+    one = job if JOB_ID.fullmatch(job) else "all"
+    for artifact in (
+        TableArtifact(key=f"participation-{one}-jobs", table=job_rows(jobs), description=about),
+        TableArtifact(key=f"participation-{one}-sites", table=sites, description=about),
+        ImageArtifact(key=f"participation-{one}-chart", image_url=svg_url(picture)),
+    ):
+        await attempt(lambda artifact=artifact: create(artifact))  # type: ignore[misc]
+    sums = sum(found.sums for found in jobs)
+    return Completed(message=f"{len(jobs)} jobs, {sums} sums, {len(sites)} sites")
+
+
+def _read(coordinator: CoordinatorFolder, job: str) -> list[Participation]:
+    names = [job] if JOB_ID.fullmatch(job) else coordinator.exchange.list("jobs")
+    found = (read_job(coordinator, name) for name in names if JOB_ID.fullmatch(name))
+    return [one for one in found if one is not None and one.orders]
