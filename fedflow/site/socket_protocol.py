@@ -297,7 +297,7 @@ async def serve(
 def _give_to(path: Path, group: str) -> None:
     """Let a group use the socket; InputError, and no socket, when that cannot be."""
     try:
-        shutil.chown(path, group=group)
+        shutil.chown(path, group=int(group) if group.isdecimal() else group)
     except LookupError:
         why = f"there is no group {group!r} on this machine"
     except PermissionError:

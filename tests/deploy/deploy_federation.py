@@ -85,10 +85,11 @@ class Federation:
     def site(self, label: str) -> Path:
         return self.folder / "sites" / label
 
-    async def train(self, seconds: float = 200.0) -> JobRunner:
+    async def train(self, seconds: float = 200.0, *, close: bool = True) -> JobRunner:
         """All rounds of the job."""
         runner = JobRunner(self.coordinator, JOB)
-        return await asyncio.wait_for(drive(runner, join_seconds=seconds / 2), seconds)
+        driven = drive(runner, join_seconds=seconds / 2, close=close)
+        return await asyncio.wait_for(driven, seconds)
 
     def charges(self, label: str) -> int:
         """How many releases the ledger of a site shows."""
