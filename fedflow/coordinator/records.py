@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedflow.coordinator.attempts import Tries
+from fedflow.coordinator.job import Job
+from fedflow.coordinator.secure_round import RoundResult
 from fedflow.errors import Misuse
 from fedflow.history import State
 
@@ -40,28 +43,27 @@ class RoundRecord:
     rebuilt: bool = False
     finished: bool = True
 
+    def fill(self, job: Job, result: RoundResult) -> None:
+        """Take in what became of every site of the job."""
+        labels, outcome = job.labels, result.outcome
+        self.sites = [labels[s] for s in outcome.survivors]
+        self.seconds, self.training_seconds = result.seconds, result.training_seconds
+        self.bytes = {labels[s]: n for s, n in result.bytes_by_site.items()}
+        for site, answer in result.answers.items():
+            if answer.outcome == "refused":
+                self.refused[labels[site]] = f"{answer.code}: {answer.reason}"
+            elif site in outcome.survivors:
+                continue
+            elif answer.code == "absent":
+                self.absent.append(labels[site])
+            else:
+                self.dropped.append(labels[site])
+                if site in outcome.delivered:
+                    self.recovered.append(labels[site])
+
     def facts(self) -> dict[str, Any]:
         """As plain values, for the event log and the report."""
         return asdict(self)
-
-
-@dataclass
-class Tries:
-    """Attempts at one sum: ``made`` orders, of which ``aborted`` ended by the protocol's rules.
-
-    The others were cut short with the coordinator. They are counted apart, so that a restart does
-    not use up what a round may try; but they are counted, because sites may have paid for them.
-    """
-
-    round: int
-    kind: int
-    made: int = 0
-    aborted: int = 0
-
-    @property
-    def interrupted(self) -> int:
-        """Orders that ended with their coordinator."""
-        return self.made - self.aborted
 
 
 @dataclass(frozen=True)

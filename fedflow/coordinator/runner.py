@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedflow.coordinator.adoption import Adopted, Adoption
+from fedflow.coordinator.attempts import Attempts
 from fedflow.coordinator.job import Job, load_job
 from fedflow.coordinator.left_out import LeftOut
 from fedflow.coordinator.presence import Presence
-from fedflow.coordinator.records import Checkpoint, RoundRecord, Tries
+from fedflow.coordinator.records import Checkpoint, RoundRecord
 from fedflow.coordinator.secure_round import RoundResult, SecureRound
 from fedflow.coordinator.settings import CoordinatorFolder
 from fedflow.errors import Aborted, FedflowError, Misuse, Refusal, Violation
@@ -39,10 +40,6 @@ from fedflow.wire.messages import JobEnd, Kind, Order
 from fedflow.wire.sealed import seal, unseal
 
 __all__ = ["JobRunner", "RoundRecord", "Superseded"]
-
-#: Orders of one sum that may end with their coordinator. Sites may have paid for each of them, so
-#: a coordinator that dies at the same place every time must come to an end.
-MOST_INTERRUPTED = 10
 
 
 class Superseded(Refusal):
@@ -80,7 +77,7 @@ class JobRunner:
         self.records: list[RoundRecord] = []
         self._state = first_state(manifest)
         self._sequence = 0
-        self._tries: Tries | None = None
+        self._attempts = Attempts()
         self._unsent: Order | None = None
         self._load()
         self._vector = flatten(decode_model(self._blob(self._state.model), spec))
@@ -105,9 +102,11 @@ class JobRunner:
         found = Checkpoint.load(path, self.job.digest)
         if found is not None:
             self.records, self._state = found.records, found.state
-            self._sequence, self._tries = found.sequence, found.tries
+            self._sequence, self._attempts = found.sequence, Attempts(found.tries)
         elif not self.job.plan.plan.rounds:
-            self.records = [RoundRecord(number=1, finished=False)]  # nothing is trained, only scored
+            self.records = [
+                RoundRecord(number=1, finished=False)
+            ]  # nothing is trained, only scored
 
     def resume(self) -> list[Order]:
         """Take over what was published since the checkpoint; the orders whose sums were taken.
@@ -126,8 +125,7 @@ class JobRunner:
             # Its number is used up, whatever became of it.
             self._sequence = max(self._sequence, newest.sequence)
             if not self._settled(newest):
-                tries = self._tries_of(newest.round, Kind(newest.kind))
-                tries.made = max(tries.made, newest.attempt)
+                self._attempts.ordered(newest.round, Kind(newest.kind), newest.attempt)
             if self.records and newest.round > self.records[-1].number:
                 self.records[-1].finished = True  # its evaluation was given up
         if taken:
@@ -158,7 +156,9 @@ class JobRunner:
     def checkpoint(self) -> None:
         """Make the state after a step durable."""
         path = self.coordinator.state_path(self.job.id)
-        state = Checkpoint(self.job.digest, self._state, self._sequence, self.records, self._tries)
+        state = Checkpoint(
+            self.job.digest, self._state, self._sequence, self.records, self._attempts.tries
+        )
         state.save(path)
 
     def event(self, name: str, **facts: Any) -> None:
@@ -235,12 +235,6 @@ class JobRunner:
 
     # ---- one secure sum
 
-    def _tries_of(self, number: int, kind: Kind) -> Tries:
-        tries = self._tries
-        if tries is None or (tries.round, tries.kind) != (number, int(kind)):
-            tries = self._tries = Tries(number, int(kind))
-        return tries
-
     def attempts(self, number: int, kind: Kind, most: int | None = None) -> Iterator[int]:
         """Numbers for the attempts at one sum, until ``most`` were aborted (default: settings).
 
@@ -248,11 +242,7 @@ class JobRunner:
         aborted, but there is an end to them too.
         """
         most = self.coordinator.settings.max_attempts if most is None else most
-        while True:
-            tries = self._tries_of(number, kind)
-            if tries.aborted >= most or tries.interrupted >= MOST_INTERRUPTED:
-                return
-            yield tries.made + 1
+        return self._attempts.numbers(number, kind, most)
 
     def _new_order(self, number: int, attempt: int, kind: Kind) -> Order:
         plan, state = self.job.plan, self._state
@@ -292,8 +282,7 @@ class JobRunner:
             self.coordinator, self.job, order, expected, self._left_out, notify
         )
         self._publish(self.current)
-        tries = self._tries_of(number, kind)
-        tries.made = max(tries.made, attempt)
+        self._attempts.ordered(number, kind, attempt)
         self.event(
             "order",
             round=number,
@@ -338,7 +327,7 @@ class JobRunner:
             self._follow(self.current.order, result)
         except Aborted as error:
             order = self.current.order
-            self._tries_of(order.round, Kind(order.kind)).aborted += 1
+            self._attempts.aborted(order.round, Kind(order.kind))
             self.checkpoint()
             raise self._explained(error) from None
         finally:
@@ -405,21 +394,7 @@ class JobRunner:
 
     def fill(self, record: RoundRecord, result: RoundResult) -> None:
         """Fill in who took part in a sum, who did not and why, and what it took."""
-        labels, outcome = self.job.labels, result.outcome
-        record.sites = [labels[s] for s in outcome.survivors]
-        record.seconds, record.training_seconds = result.seconds, result.training_seconds
-        record.bytes = {labels[s]: n for s, n in result.bytes_by_site.items()}
-        for site, answer in result.answers.items():
-            if answer.outcome == "refused":
-                record.refused[labels[site]] = f"{answer.code}: {answer.reason}"
-            elif site in outcome.survivors:
-                continue
-            elif answer.code == "absent":
-                record.absent.append(labels[site])
-            else:
-                record.dropped.append(labels[site])
-                if site in outcome.delivered:
-                    record.recovered.append(labels[site])
+        record.fill(self.job, result)
 
     def _keep(self, record: RoundRecord) -> None:
         if self.records:

@@ -7,7 +7,8 @@ import pytest
 from job_room import JOB, Room, drive, make_plan
 
 from fedflow.coordinator.adoption import Adoption
-from fedflow.coordinator.runner import MOST_INTERRUPTED, RoundRecord, Superseded
+from fedflow.coordinator.attempts import MOST_INTERRUPTED
+from fedflow.coordinator.runner import RoundRecord, Superseded
 from fedflow.errors import Aborted, Refusal, Violation
 from fedflow.exchange import layout
 from fedflow.wire.messages import Kind
