@@ -10,7 +10,19 @@ from rich.console import Console
 from rich.text import Text
 
 import fedflow
-from fedflow.cli import audit, exchange, ledger, overlap, plan, site
+from fedflow.cli import (
+    audit,
+    coordinator,
+    enrol,
+    exchange,
+    federation,
+    job,
+    ledger,
+    overlap,
+    plan,
+    prefect,
+    site,
+)
 from fedflow.cli.demo import demo
 from fedflow.cli.doctor import doctor
 from fedflow.errors import FedflowError, Misuse, Violation
@@ -28,10 +40,15 @@ app = typer.Typer(
 app.command(epilog="Example: fedflow demo --drop-site site-3 --keep-server")(demo)
 app.command(epilog="Example: fedflow doctor ./site-berlin")(doctor)
 app.add_typer(plan.app, name="plan")
+app.add_typer(federation.app, name="federation")
+app.add_typer(coordinator.app, name="coordinator")
+app.add_typer(job.app, name="job")
+enrol.add_commands(site.app)
 site.app.add_typer(overlap.app, name="overlap")
 app.add_typer(site.app, name="site")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(audit.app, name="audit")
+app.add_typer(prefect.app, name="prefect")
 app.add_typer(exchange.app, name="exchange")
 
 
