@@ -30,7 +30,9 @@ Folder = Annotated[Path, typer.Argument(help="The site's folder.")]
 def init(
     folder: Folder,
     label: Annotated[str, typer.Option(help="The site's name in rosters and in Prefect.")],
-    exchange: Annotated[str, typer.Option(help="The mailbox: a folder or an fsspec URL.")],
+    exchange: Annotated[
+        str, typer.Option(help="The mailbox: a folder or an fsspec URL. Joining sets it, too.")
+    ] = "",
 ) -> None:
     """Make a site's folder: key, settings, a policy that accepts nothing yet, an empty ledger."""
     identity = init_site(folder, label=label, exchange=exchange)
@@ -38,7 +40,10 @@ def init(
     console.print(f"site [bold]{label}[/] is ready in {folder}")
     console.print(f"  public key   {identity.public.hex()}")
     console.print(f"  fingerprint  {identity.public.fingerprint()}   (compare it by phone)")
-    console.print(f"next: edit {folder / 'policy.toml'}, then `fedflow site start {folder}`")
+    if exchange:
+        console.print(f"next: edit {folder / 'policy.toml'}, then `fedflow site start {folder}`")
+    else:
+        console.print(f"next: `fedflow site request {folder}`, and send it to the authority")
 
 
 @app.command(epilog="Example: fedflow site start ./site-berlin")

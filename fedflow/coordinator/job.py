@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fedflow.crypto.identity import Identity, PublicKey
 from fedflow.errors import InputError, Misuse, Refusal, Violation
@@ -17,6 +18,7 @@ from fedflow.learning.server_state import model_spec_of
 from fedflow.learning.summed_noise import share_stddev, unit_sensitivity
 from fedflow.learning.value_range import initial_range
 from fedflow.secagg.params import Thresholds
+from fedflow.wire.membership import FederationRoster
 from fedflow.wire.messages import JOB_ID, Kind, Manifest, RosterEntry
 from fedflow.wire.sealed import seal, unseal
 
@@ -36,11 +38,41 @@ def create_job(
 ) -> Manifest:
     """Publish a job's manifest and first model; returns the manifest.
 
+    As :func:`sign_job`, whose Refusals it has, then :func:`publish_job`.
+    """
+    sealed = sign_job(
+        job=job,
+        plan=plan,
+        sites=sites,
+        coordinator=coordinator,
+        authority=authority,
+        initial_model=initial_model,
+        spec=spec,
+        reference_persons=reference_persons,
+        valid_seconds=valid_seconds,
+    )
+    return publish_job(exchange, sealed, initial_model, authority.public)
+
+
+def sign_job(
+    *,
+    job: str,
+    plan: Plan,
+    sites: Mapping[str, PublicKey],
+    coordinator: PublicKey,
+    authority: Identity,
+    initial_model: bytes,
+    spec: ModelSpec,
+    reference_persons: int | None = None,
+    valid_seconds: int = 86_400,
+) -> bytes:
+    """The sealed manifest of a job.
+
     ``initial_model`` is the file of :func:`~fedflow.learning.server_state.initial_state`, ``spec``
     its spec. ``sites`` maps labels to keys; indices follow the sorted labels, from 0.
     ``reference_persons`` is the workload's, from which a plan with ``value_range = "auto"`` has its
     first range. Raises Refusal when the cohort cannot meet the plan's thresholds or its sums do not
-    fit the plan's bits, Violation when the job id is already taken.
+    fit the plan's bits.
     """
     if not JOB_ID.fullmatch(job):
         raise InputError(
@@ -79,8 +111,31 @@ def create_job(
         created=now,
         not_after=now + valid_seconds,
     )
-    exchange.put(layout.blob(job, digest), initial_model)
-    exchange.put(layout.manifest(job), seal(authority, manifest))
+    return seal(authority, manifest)
+
+
+def publish_job(
+    exchange: Exchange, sealed: bytes, initial_model: bytes, authority: PublicKey
+) -> Manifest:
+    """Put a job's first model and its manifest into the exchange; returns the manifest.
+
+    Doing it again with the same bytes changes nothing. Violation for bytes the authority did not
+    sign or another model; Refusal ``job-taken`` when the exchange has another job of that id.
+    """
+    manifest = unseal(Manifest, sealed, authority)
+    if model_digest(initial_model) != manifest.initial_model:
+        raise Violation("wrong-model", "this is not the first model that the manifest names")
+    try:
+        exchange.put(layout.blob(manifest.job, manifest.initial_model), initial_model)
+        exchange.put(layout.manifest(manifest.job), sealed)
+    except Violation as error:
+        if error.code != "already-put":
+            raise
+        raise Refusal(
+            "job-taken",
+            f"the exchange has a job {manifest.job} already, and a job never changes: another plan,"
+            " other sites or another day is a new manifest, hence a new job. Choose another id",
+        ) from None
     return manifest
 
 
@@ -112,6 +167,11 @@ def load_job(exchange: Exchange, job: str, authority: PublicKey) -> Job:
     manifest = unseal(Manifest, data, authority)
     if manifest.job != job:
         raise Violation("manifest-mismatch", "the manifest in the exchange is of another job")
+    return opened(manifest)
+
+
+def opened(manifest: Manifest) -> Job:
+    """A verified manifest, opened."""
     return Job(
         manifest=manifest,
         digest=manifest.digest(),
@@ -121,18 +181,25 @@ def load_job(exchange: Exchange, job: str, authority: PublicKey) -> Job:
     )
 
 
-def write_roster(path: Path, job: Job, authority: PublicKey) -> None:
-    """The keys an auditor pins, as JSON: authority, coordinator and sites."""
+def write_roster(
+    path: Path, job: Job, authority: PublicKey, members: FederationRoster | None = None
+) -> None:
+    """The keys an auditor pins, as JSON: authority, coordinator and sites.
+
+    With ``members`` also the keys that sites had before, whose ledgers go on.
+    """
+    sites: list[dict[str, Any]] = []
+    for e in job.manifest.roster:
+        site = {"index": e.index, "label": e.label, "public_key": e.public_key.hex()}
+        earlier = members.earlier_keys(e.public_key) if members else ()
+        sites.append(site | ({"earlier_keys": [k.hex() for k in earlier]} if earlier else {}))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
         json.dumps(
             {
                 "authority": authority.hex(),
                 "coordinator": job.manifest.coordinator.hex(),
-                "sites": [
-                    {"index": e.index, "label": e.label, "public_key": e.public_key.hex()}
-                    for e in job.manifest.roster
-                ],
+                "sites": sites,
             },
             indent=2,
         )
