@@ -330,7 +330,7 @@ def answers(url: str) -> bool:
 def ended(world: World, job: str) -> bool:
     """Whether the job's end is in the exchange."""
     try:
-        return world.open_exchange().get(layout.end(job)) is not None
+        return world.stored().get(layout.end(job)) is not None
     except (OSError, FedflowError):
         return False
 

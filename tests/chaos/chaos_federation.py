@@ -30,7 +30,7 @@ class Federation:
     database: Postgres | None = None
 
 
-def build(world: World, *, server: str, relay: bool, job: Callable[[], str]) -> Federation:
+def build(world: World, *, server: str, job: Callable[[], str]) -> Federation:
     """Units over ``world``: a Prefect server on SQLite or PostgreSQL and Redis, and the rest.
 
     ``job`` names the job whose coordinator is started next.
@@ -52,6 +52,12 @@ def build(world: World, *, server: str, relay: bool, job: Callable[[], str]) -> 
     units.append(prefect_unit(prefect))
     clean = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
     clean["PYTHONPATH"] = str(HERE.parents[1])  # the witness is a script: its folder comes first
+    if relay := "://" in world.url:
+        port = world.url.rpartition(":")[2]
+        arguments = ["-m", "fedflow.cli.main", "exchange", "serve", str(world.store)]
+        arguments += ["--authority", world.authority.public.hex(), "--port", port]
+        arguments += ["--roster", str(world.write_members())]
+        units.append(python_unit("relay", "relay", arguments, clean, world.logs("relay")))
     for label in world.labels:
         script = [str(HERE / "chaos_witness.py"), str(world.witness(label))]
         arguments = [*script, "site", "start", str(world.site(label))]
@@ -68,8 +74,10 @@ def build(world: World, *, server: str, relay: bool, job: Callable[[], str]) -> 
     targets = list(dict.fromkeys(["trainer", *(unit.kind for unit in units)]))
 
     def ready() -> bool:
-        return answers(f"{prefect.api_url}/health") and all(
-            world.socket(label).exists() for label in world.labels
+        return (
+            answers(f"{prefect.api_url}/health")
+            and (not relay or answers(f"{world.url}/readyz"))
+            and all(world.socket(label).exists() for label in world.labels)
         )
 
     def close() -> None:

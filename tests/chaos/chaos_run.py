@@ -22,7 +22,9 @@ from chaos_logs import mentions, unexpected
 from chaos_world import World, chaos_plan
 
 from fedflow.audit.verify import verify_folder
+from fedflow.coordinator.job import Job
 from fedflow.crypto.identity import Identity
+from fedflow.orchestration.local_server import free_port
 from fedflow.privacy.ledger import Ledger
 
 #: How long after its deadline an order may stay without any end (seconds): its coordinator may have
@@ -52,7 +54,6 @@ class Run:
         federation = build(
             self.world,
             server=options.server,
-            relay=options.exchange == "relay",
             job=lambda: self.job,
         )
         targets = federation.targets
@@ -83,11 +84,13 @@ class Run:
 
     def _main(self, driver: Driver, federation: Federation) -> None:
         driver.start_all(120.0, federation.ready)
-        exchange = self.world.open_exchange()
-        while self.tally.total < self.options.kills:
-            self.tally.jobs += 1
-            self.job = f"chaos-{self.tally.jobs:04d}"
-            job = self.world.add_job(exchange, self.job)
+        exchange = self.world.stored()
+        while self.job or self.tally.total < self.options.kills:
+            if not self.job:
+                self.tally.jobs += 1
+                self.job = f"chaos-{self.tally.jobs:04d}"
+            self._save()
+            job = self.world.job(self.job) or self._publish(driver)
             driver.run_job(job)
             driver.wait_for_sessions(self.job)
             if not ended(self.world, self.job):
@@ -103,11 +106,27 @@ class Run:
             count(self.tally.outcomes, outcome)
             if outcome != "completed":
                 self.findings.say(f"{self.job} ended as {outcome}")
+            self.job = ""
             self._save()
             if self.tally.jobs % self.options.audit_every == 0:
                 self._audit()
         self._audit()
         self._scan(federation)
+
+    def _publish(self, driver: Driver) -> Job:
+        """The next job, once the relay can be reached."""
+        made: list[Job] = []
+
+        def publish() -> bool:
+            try:
+                made.append(self.world.add_job(self.job))
+            except OSError:
+                return False
+            return True
+
+        if not driver.pump(60.0, publish):
+            raise Stuck("the exchange cannot be reached, though nothing was killed for a minute")
+        return made[0]
 
     # ---- checks over everything
 
@@ -140,17 +159,27 @@ class Run:
 
     def _open(self, plan: object) -> tuple[World, Tally]:
         self.folder.mkdir(parents=True, exist_ok=True)
-        state = self.folder / "state.json"
-        if state.exists():
-            raise SystemExit(
-                f"chaos: {self.folder} holds a run; going on with one is not there yet"
-            )
+        state, old = self.folder / "state.json", self.folder / "world.json"
+        if state.exists() and old.exists():  # a run that was interrupted goes on
+            raw = json.loads(state.read_text())
+            self.job, counts = raw.pop("job"), raw.pop("checked")
+            if self.options.seed is None:
+                self.seed = raw["seed"] + raw["jobs"]
+            del raw["seed"]
+            self.findings.counts.update(counts)
+            print(f"going on after {sum(raw['kills'].values())} kills", flush=True)
+            return World.load(self.folder, plan), Tally(**raw)
         world = World.make(self.folder, plan, self.options.sites)
-        world.populate(str(world.store))
+        url = f"http://127.0.0.1:{free_port()}" if self.options.exchange == "relay" else ""
+        world.populate(url or str(world.store))
         return world, Tally()
 
     def _save(self) -> None:
-        raw = dataclasses.asdict(self.tally) | {"seed": self.seed, "job": self.job}
+        raw = dataclasses.asdict(self.tally) | {
+            "seed": self.seed,
+            "job": self.job,
+            "checked": dict(self.findings.counts),
+        }
         aside = self.folder / "state.json.new"
         aside.write_text(json.dumps(raw))
         os.replace(aside, self.folder / "state.json")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedflow.coordinator.job import Job, create_job, load_job, write_roster
 from fedflow.coordinator.settings import init_coordinator
 from fedflow.crypto.identity import Identity, PublicKey
-from fedflow.exchange import Exchange, open_exchange
+from fedflow.exchange import Exchange, layout, open_exchange
 from fedflow.learning.model_file import encode_model
 from fedflow.learning.plan import Plan, load_plan
 from fedflow.learning.server_state import initial_state, state_spec
@@ -19,6 +20,8 @@ from fedflow.learning.trivial import DATA_FILE, write_site
 from fedflow.learning.workload import find_workload, initial_model, model_spec
 from fedflow.site.config import init_site
 from fedflow.site.policy import template
+from fedflow.wire.membership import FederationRoster, Member, Role
+from fedflow.wire.sealed import seal
 
 PLAN = Path(__file__).parents[2] / "flows" / "plans" / "trivial.toml"
 #: So much that no number of kills can use it up: what is tested is that none of it is lost.
@@ -59,6 +62,15 @@ class World:
         authority.save(world.folder / "authority" / "identity.pem")
         return world
 
+    @classmethod
+    def load(cls, folder: Path, plan: Plan) -> World:
+        """The federation of an earlier run: its keys, its ledgers, its exchange."""
+        raw = json.loads((folder / "world.json").read_text())
+        world = cls(folder.resolve(), plan, Path(raw["sockets"]), raw["url"], raw["labels"])
+        world.sockets.mkdir(mode=0o700, exist_ok=True)
+        world.keys = {n: Identity.load(world.site(n) / "identity.pem").public for n in world.labels}
+        return world
+
     def populate(self, url: str) -> None:
         """The coordinator's and the sites' folders, with the exchange at ``url``."""
         self.url = url
@@ -83,6 +95,8 @@ class World:
             identity = init_site(path, label=label, exchange=url, socket=socket, policy=policy)
             write_site(path / DATA_FILE, label)
             self.keys[label] = identity.public
+        raw = {"sockets": str(self.sockets), "url": url, "labels": self.labels}
+        (self.folder / "world.json").write_text(json.dumps(raw))
 
     @property
     def authority(self) -> Identity:
@@ -120,8 +134,21 @@ class World:
         """The output of a process."""
         return self.folder / "logs" / f"{name}.log"
 
-    def add_job(self, exchange: Exchange, job: str) -> Job:
-        """Sign and publish one more job over all sites."""
+    def write_members(self) -> Path:
+        """The federation's member list, signed: what a relay starts with."""
+        now = int(time.time())
+        period = {"not_before": now - 60, "not_after": now + 864_000, "revoked": 0}
+        members = [Member(Role.SITE, n, self.keys[n].raw, **period) for n in self.labels]
+        key = self.coordinator_key.public.raw
+        members.append(Member(Role.COORDINATOR, "coordinator", key, **period))
+        roster = FederationRoster("chaos", 1, now, tuple(members))
+        path = self.folder / "authority" / "roster"
+        path.write_bytes(seal(self.authority, roster))
+        return path
+
+    def add_job(self, job: str) -> Job:
+        """Sign and publish one more job over all sites. OSError while a relay is down."""
+        exchange = open_exchange(self.url, self.authority)
         workload = find_workload("trivial")
         create_job(
             exchange,
@@ -138,9 +165,16 @@ class World:
         write_roster(self.folder / "audit" / "roster.json", loaded, self.authority.public)
         return loaded
 
-    def open_exchange(self) -> Exchange:
-        """The exchange, written to as the coordinator."""
-        return open_exchange(self.url, self.coordinator_key)
+    def job(self, job: str) -> Job | None:
+        """A job that was published before."""
+        exchange = self.stored()
+        if exchange.get(layout.manifest(job), layout.MAX_MANIFEST_BYTES) is None:
+            return None
+        return load_job(exchange, job, self.authority.public)
+
+    def stored(self) -> Exchange:
+        """What is in the exchange, read from its files: also while a relay is down."""
+        return open_exchange(str(self.store))
 
     def close(self, *, keep: bool) -> None:
         """Remove the sockets, and the folder unless it is kept."""
