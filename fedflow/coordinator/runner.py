@@ -82,7 +82,9 @@ class JobRunner:
         self._load()
         self._vector = flatten(decode_model(self._blob(self._state.model), spec))
         self._next: _Next | None = None
-        self._left_out = LeftOut(coordinator.anchors_path, self.job)
+        self._left_out = LeftOut(
+            coordinator.anchors_path, self.job, coordinator.members(), coordinator.exchange
+        )
         self._presence = Presence(coordinator.exchange, self.job, self._arrived)
         self._running: asyncio.Task[RoundResult] | None = None
         self.current: SecureRound | None = None
@@ -277,7 +279,7 @@ class JobRunner:
             label = self.job.labels.get(site)
             self.event("message", round=number, kind=kind.word, leg=leg, site=label)
 
-        expected = self.look_for_sites()
+        expected = self.look_for_sites() - set(self._left_out.barred())
         self.current = SecureRound(
             self.coordinator, self.job, order, expected, self._left_out, notify
         )
