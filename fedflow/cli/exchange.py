@@ -83,8 +83,9 @@ def serve(
         if path is not None and not path.is_file():
             raise InputError("there is no such file", where=str(path))
     from fedflow.relay.limits import Limits
+    from fedflow.relay.objects import Objects
     from fedflow.relay.postgres import PostgresStore
-    from fedflow.relay.server import Listening, log_to_stderr, read_roster, run_relay
+    from fedflow.relay.server import Listening, log_to_stderr, make_server, read_roster
     from fedflow.relay.store import FolderStore, Store
 
     pinned = _public_key(authority)
@@ -101,19 +102,18 @@ def serve(
         store = PostgresStore(database or "")
     log_to_stderr()
     console = Console(stderr=True)
-    run_relay(
-        store,
-        pinned,
+    limits = Limits(
+        site_bytes=int(site_gib * 2**30),
+        site_rate=site_rate,
+        memory_bytes=int(memory_gib * 2**30),
+    )
+    make_server(
+        Objects(store, pinned, limits),
         Listening(host, port, certificate, key, tuple(proxy or ()), connections, open_metrics),
-        limits=Limits(
-            site_bytes=int(site_gib * 2**30),
-            site_rate=site_rate,
-            memory_bytes=int(memory_gib * 2**30),
-        ),
         roster=started_with,
         keep_days=keep_days,
         say=lambda line: console.print(line, highlight=False, soft_wrap=True),
-    )
+    ).run()
 
 
 @app.command(

@@ -142,7 +142,7 @@ class RelayEndpoint:
         headers = [(b"retry-after", str(answer.retry_after).encode())] if answer.retry_after else []
         if call.method == "PUT" and not call.body_read:
             headers.append((b"connection", b"close"))
-            if call.party is not None:
+            if call.party is not None and answer.code != "too-slow":
                 await call.drain()
         await call.send(answer.status, answer.body(), "application/json", headers=headers)
 

@@ -19,12 +19,10 @@ from fedflow.crypto.identity import PublicKey
 from fedflow.errors import InputError, Violation
 from fedflow.exchange import layout
 from fedflow.relay.app import make_app
-from fedflow.relay.limits import Limits
 from fedflow.relay.membership import Members
 from fedflow.relay.metrics import RelayMetrics
 from fedflow.relay.objects import Objects
 from fedflow.relay.retention import keep_clean
-from fedflow.relay.store import Store
 from fedflow.telemetry.logs import JsonFormatter
 
 #: A connection must have sent a whole header this long after it began one (seconds).
@@ -83,7 +81,7 @@ class _Protocol(H11Protocol):
             self.transport.close()
 
 
-class _Server(uvicorn.Server):
+class RelayServer(uvicorn.Server):
     """Says where it listens; at the end it answers whoever waits, instead of waiting for them."""
 
     def __init__(
@@ -93,6 +91,7 @@ class _Server(uvicorn.Server):
         self._objects, self._say = objects, say
 
     async def startup(self, sockets: Any = None) -> None:
+        """Start, and say where."""
         await super().startup(sockets)
         if self.started:
             scheme = "https" if self.config.is_ssl else "http"
@@ -103,6 +102,7 @@ class _Server(uvicorn.Server):
                     self._say(f"relay listens at {scheme}://{shown}:{port}")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to end."""
         super().handle_exit(sig, frame)
         self._objects.waiting.close()
 
@@ -120,18 +120,18 @@ def read_roster(path: Path, authority: PublicKey) -> tuple[int, bytes]:
     return roster.serial, data
 
 
-def run_relay(
-    store: Store,
-    authority: PublicKey,
+def make_server(
+    objects: Objects,
     listening: Listening,
     *,
-    limits: Limits,
-    roster: tuple[int, bytes] | None,
-    keep_days: float | None,
-    say: Callable[[str], None],
-) -> None:
-    """Serve until SIGTERM or Ctrl-C. Requests under way are answered first."""
-    objects = Objects(store, authority, limits)
+    roster: tuple[int, bytes] | None = None,
+    keep_days: float | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> RelayServer:
+    """A relay over ``objects``: ``run()`` serves until SIGTERM or Ctrl-C.
+
+    Requests under way are answered first. ``roster`` is put into the store if it has no newer one.
+    """
 
     async def background(metrics: RelayMetrics) -> None:
         while roster is not None:
@@ -139,7 +139,7 @@ def run_relay(
                 await objects.members.refresh(at_once=True)
                 known = objects.members.roster
                 if known is None or known.serial < roster[0]:
-                    await store.put(layout.federation_roster(roster[0]), roster[1])
+                    await objects.store.put(layout.federation_roster(roster[0]), roster[1])
                     await objects.members.refresh(at_once=True)
                 break
             except OSError:
@@ -166,7 +166,7 @@ def run_relay(
         ssl_certfile=listening.certificate,
         ssl_keyfile=listening.key,
     )
-    _Server(config, objects, say).run()
+    return RelayServer(config, objects, say)
 
 
 def log_to_stderr() -> None:
