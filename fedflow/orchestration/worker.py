@@ -15,12 +15,20 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import anyio
 import anyio.abc
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import LogCreate
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    WorkPoolFilter,
+    WorkPoolFilterName,
+)
+from prefect.client.schemas.objects import State, StateType
 from prefect.events import emit_event
 from prefect.events.clients import get_events_subscriber
 from prefect.events.filters import EventAnyResourceFilter, EventFilter, EventNameFilter
@@ -30,7 +38,7 @@ from prefect.states import Cancelled, Completed, Crashed, Failed, Running
 from prefect.utilities.engine import propose_state
 from prefect.workers.base import BaseVariables, BaseWorker, BaseWorkerResult
 
-from fedflow.errors import InputError, Refusal
+from fedflow.errors import InputError, Misuse, Refusal
 from fedflow.orchestration import scrub
 from fedflow.orchestration.budget_event import emit_budget_low
 from fedflow.orchestration.configuration import (
@@ -48,6 +56,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.responses import WorkerFlowRunResponse
 
 POLL_SECONDS = 5.0  # how soon a cancellation is noticed
+ADOPT_SECONDS = 30.0  # how often runs that nobody follows are looked for
 HEARTBEAT_POLLS = 4  # one heartbeat event every so many polls
 CANCEL_SECONDS = 60.0  # what the daemon gets to end a cancelled session
 RECONNECT_SECONDS = 180.0  # how long a daemon may be away
@@ -55,6 +64,7 @@ REPORT_SECONDS = 600.0  # how long the server may be away when a session ends
 PROPOSE_SECONDS = 120.0
 MAX_RUNS = 4  # sessions at a time: more are left with the server
 MAX_LOGS = 200
+_BEGUN = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 
 _log = logging.getLogger("fedflow.worker")  # stays on this machine: no API handler listens to it
 
@@ -107,6 +117,7 @@ class FedflowWorker(BaseWorker[FedflowJobConfiguration, BaseVariables, FedflowWo
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs["limit"] = min(kwargs.get("limit") or MAX_RUNS, MAX_RUNS)
         kwargs["base_job_template"] = base_job_template()  # for a pool this worker has to create
+        self._followed: set[UUID] = set()
         super().__init__(*args, **kwargs)
 
     @classmethod
@@ -145,11 +156,13 @@ class FedflowWorker(BaseWorker[FedflowJobConfiguration, BaseVariables, FedflowWo
         if self._runs_task_group is not None:
             self._wake_scope = anyio.CancelScope()
             self._runs_task_group.start_soon(self._wake_loop)
+            self._runs_task_group.start_soon(self._adopt_loop)
 
     async def teardown(self, *exc_info: Any) -> None:
         """Stop listening, then stop as Prefect does."""
-        if scope := getattr(self, "_wake_scope", None):
-            scope.cancel()
+        for name in ("_wake_scope", "_adopt_scope"):
+            if scope := getattr(self, name, None):
+                scope.cancel()
         await super().teardown(*exc_info)
 
     async def _wake_loop(self) -> None:
@@ -165,6 +178,33 @@ class FedflowWorker(BaseWorker[FedflowJobConfiguration, BaseVariables, FedflowWo
                 except Exception as exc:
                     _log.debug("wake loop: %s", type(exc).__name__)
                 await anyio.sleep(POLL_SECONDS)
+
+    async def _adopt_loop(self) -> None:
+        """Take up what a worker of this pool that was killed has left open, at the start and on."""
+        with anyio.CancelScope() as self._adopt_scope:
+            while True:
+                try:
+                    for flow_run in await left_open(self.client, self._work_pool_name):
+                        self._adopt(flow_run)
+                except Exception as exc:
+                    _log.debug("adopting: %s", type(exc).__name__)
+                await anyio.sleep(ADOPT_SECONDS)
+
+    def _adopt(self, flow_run: FlowRun) -> None:
+        """Follow a run as if it had just been scheduled: by the same rules, from its beginning.
+
+        The daemon attaches to the session where it runs already.
+        """
+        if flow_run.id in self._followed | self._submitting_flow_run_ids:
+            return
+        group = self._runs_task_group
+        with suppress(anyio.WouldBlock, RuntimeError):  # as many as it may have: later
+            self.limiter.acquire_on_behalf_of_nowait(flow_run.id)
+            if group is None:
+                raise Misuse("the worker was not set up")
+            self._followed.add(flow_run.id)
+            _log.info("run %s was left open: following it", flow_run.id)
+            group.start_soon(self._submit_run_and_capture_errors, flow_run)
 
     def _wake_filter(self) -> EventFilter:
         pool = f"prefect.work-pool.{self.work_pool.id}"
@@ -219,6 +259,15 @@ class FedflowWorker(BaseWorker[FedflowJobConfiguration, BaseVariables, FedflowWo
         """
         if task_status is not None:
             task_status.started(f"fedflow-{self.get_name_slug()}")
+        self._followed.add(flow_run.id)
+        try:
+            return await self._run(flow_run, configuration)
+        finally:
+            self._followed.discard(flow_run.id)
+
+    async def _run(
+        self, flow_run: FlowRun, configuration: FedflowJobConfiguration
+    ) -> FedflowWorkerResult:
         result = FedflowWorkerResult(identifier=str(flow_run.id), status_code=0)
         session: _Session | None = None
         final: State[Any] | None
@@ -226,10 +275,15 @@ class FedflowWorker(BaseWorker[FedflowJobConfiguration, BaseVariables, FedflowWo
             parameters = authorise(flow_run, configuration)
             session = _Session(flow_run, self._work_pool_name, parameters, SiteLink(_socket_path()))
             state = await self._propose(flow_run, Running())
-            if state is None or not state.is_running():
+            if state is not None and state.is_cancelling():
+                with suppress(LinkLost):  # its worker was killed before it could say so
+                    await session.link.cancel(parameters.job)
+                final = Cancelled(message="cancelled on request")
+            elif state is None or not state.is_running():
                 return result
-            session.note("session opened with the site daemon")
-            final = await self._follow(session)
+            else:
+                session.note("session opened with the site daemon")
+                final = await self._follow(session)
         except Refusal as exc:
             code = "no-site-socket" if isinstance(exc, InputError) else exc.code
             text = "" if isinstance(exc, InputError) else f": {exc.message}"
@@ -321,6 +375,16 @@ class FedflowWorker(BaseWorker[FedflowJobConfiguration, BaseVariables, FedflowWo
                 if anyio.current_time() > deadline:
                     return
             await anyio.sleep(10)
+
+
+async def left_open(client: PrefectClient, pool: str) -> list[FlowRun]:
+    """Runs of ``pool`` that some worker has begun, and none has ended."""
+    begun = FlowRunFilterState(type=FlowRunFilterStateType(any_=_BEGUN))
+    return await client.read_flow_runs(
+        flow_run_filter=FlowRunFilter(state=begun),
+        work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])),
+        limit=4 * MAX_RUNS,
+    )
 
 
 def final_state(end: End) -> State[Any]:

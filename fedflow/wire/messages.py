@@ -156,13 +156,21 @@ class Order(Message, type_id=4):
 
 @dataclass(frozen=True, slots=True)
 class Hello(Message, type_id=5):
-    """A site says it is present for a job. ``session`` distinguishes its starts (random)."""
+    """A site says it is present for a job. ``session`` distinguishes its starts (random).
+
+    With :func:`farewell` of a start as its session it says that this start is over.
+    """
 
     SEAL: ClassVar[str] = "hello"
 
     manifest: Bytes32
     site: U16
     session: Bytes32
+
+
+def farewell(session: bytes) -> bytes:
+    """The session value with which a site says that its start ``session`` is over."""
+    return labelled_hash("farewell", session)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +194,11 @@ class Decline(Message, type_id=6):
         """The sites it names are distinct and ascending."""
         if list(self.rolled_back) != sorted(set(self.rolled_back)):
             raise Violation("not-ascending", "the sites it names are not distinct and ascending")
+
+
+#: Code of a site that is stopped in the middle of an order: it is not waited for in this one, and
+#: in later ones only once it said that it is back.
+STOPPED = "site-stopped"
 
 
 def leaves_job(kind: int, code: str) -> bool:

@@ -9,6 +9,7 @@ import subprocess
 
 import pytest
 from orchestration_room import MANIFEST, read_state, serve_run, start_run, until_final, worker_at
+from prefect.states import Pending, Running
 
 from fedflow.errors import Refusal
 from fedflow.orchestration import worker as worker_module
@@ -199,6 +200,68 @@ async def test_a_worker_started_before_the_site_is_registered(label, daemon):
         assert (await until_final(run_id)).is_completed()
 
 
+@pytest.mark.parametrize("left", [Pending(), Running()])
+async def test_a_run_that_a_killed_worker_left_is_taken_up(label, daemon, left):
+    run_id = await start_run(label)
+    await _force(run_id, left)
+    async with worker_at(label) as worker:
+        state = await until_final(run_id)
+        assert worker.limiter.borrowed_tokens == 0
+        assert not worker._followed
+    assert (state.type.value, state.message) == ("COMPLETED", "3 rounds")
+    assert daemon.requests == [SessionRequest(job="trial", manifest=MANIFEST)]
+
+
+async def test_a_cancellation_that_a_killed_worker_left_is_carried_out(label, daemon):
+    run_id = await start_run(label)
+    await _force(run_id, Running())
+    await _cancel(run_id)
+    async with worker_at(label):
+        state = await until_final(run_id)
+    assert state.is_cancelled()
+    assert daemon.requests == [CancelRequest(job="trial")]
+
+
+async def test_what_is_taken_up_is_authorised_like_anything_else(label, daemon):
+    run_id = await start_run(label)
+    other = await start_run(f"{label[:40]}-other")
+    async with scrubbed_client() as client:
+        await client.request(
+            "PATCH", f"/flow_runs/{run_id}", json={"parameters": {"job": "x", "command": "id"}}
+        )
+    await _force(run_id, Running())
+    await _force(other, Running())
+    async with worker_at(label):
+        state = await until_final(run_id)
+    assert state.name == "Refused"
+    assert daemon.requests == []
+    assert (await read_state(other)).is_running()  # another site's
+
+
+async def test_a_run_this_worker_follows_is_not_taken_up_again(label, daemon, monkeypatch):
+    monkeypatch.setattr(worker_module, "ADOPT_SECONDS", 0.05)
+    looked = 0
+    real = worker_module.left_open
+
+    async def left_open(client, pool):
+        nonlocal looked
+        found = await real(client, pool)
+        looked += bool(found)
+        return found
+
+    monkeypatch.setattr(worker_module, "left_open", left_open)
+
+    async def answer(request, send):
+        await send(Accepted())
+        while looked < 3:
+            await asyncio.sleep(0.02)
+        await send(End(outcome="completed"))
+
+    daemon.answer = answer
+    assert (await serve_run(label, await start_run(label))).is_completed()
+    assert len(daemon.sessions) == 1
+
+
 @pytest.mark.slow
 async def test_the_real_command(label, daemon, connected, tmp_path, monkeypatch):
     """``prefect worker start --type fedflow``: found by entry point, woken by an event, stopped."""
@@ -235,6 +298,11 @@ async def test_the_real_command(label, daemon, connected, tmp_path, monkeypatch)
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+async def _force(run_id, state):
+    async with scrubbed_client() as client:
+        await client.set_flow_run_state(run_id, state, force=True)
 
 
 async def _running(run_id):
