@@ -143,7 +143,8 @@ def admit_order(admitted: Admitted, ledger: Ledger, data: bytes, sequence: int) 
     if left <= 0:
         raise Refusal("order-expired", "the order's deadline has passed (check the clock)")
     if left > plan.order_seconds + CLOCK_SLACK:
-        raise Refusal("policy", "the order's deadline is later than the plan allows")
+        late = "the order's deadline is later than the plan allows (check the clock)"
+        raise Refusal("policy", late)
     # (3) at a time the operator gave; what has started may end later, within the deadline of (2)
     _check_window(admitted.schedule, datetime.now(UTC))
     # (4) the ledger can pay the worst case
