@@ -18,6 +18,7 @@ from fedflow.settings_file import read_text, toml_string
 from fedflow.site.durable import sync_folder
 
 Value = str | Sequence[str]
+_LONGEST = 1 << 14
 _HEADER = re.compile(r"^[ \t]*\[", re.MULTILINE)
 
 
@@ -47,7 +48,7 @@ def set_values(path: Path, table: str, values: Mapping[str, Value]) -> None:
 
 
 def _set(text: str, table: str, name: str, value: Value, where: str) -> str:
-    start, end = 0, len(text)
+    start = 0
     if table:
         header = re.search(rf"^[ \t]*\[[ \t]*{re.escape(table)}[ \t]*\][^\n]*$", text, re.MULTILINE)
         if header is None:
@@ -57,25 +58,21 @@ def _set(text: str, table: str, name: str, value: Value, where: str) -> str:
     key = re.compile(rf"^[ \t]*{re.escape(name)}[ \t]*=[ \t]*", re.MULTILINE).search(text, start)
     if key is None or (following and key.start() > following.start()):
         raise _by_hand(where, table, name)
-    stop = _end_of_value(text, key.end(), end)
+    stop = _end_of_value(text, key.end())
     if stop is None:
         raise _by_hand(where, table, name)
     return text[: key.end()] + _written(value) + text[stop:]
 
 
-def _end_of_value(text: str, start: int, end: int) -> int | None:
-    """Where the value that starts at ``start`` ends: the shortest text that is one value."""
-    line = start
-    while line < end:
-        newline = text.find("\n", line)
-        line = end if newline < 0 else newline + 1
-        for stop in range(start + 1, line + 1):
-            if text[stop - 1] in "\"'])" or stop == line:
-                with contextlib.suppress(ValueError):
-                    candidate = text[start:stop]
-                    if candidate.strip() and "#" not in candidate.splitlines()[-1]:
-                        tomllib.loads(f"x = {candidate}")
-                        return stop if stop < line else start + len(candidate.rstrip())
+def _end_of_value(text: str, start: int) -> int | None:
+    """Where the text or list that starts at ``start`` ends; None when it is neither."""
+    for stop in re.finditer(r"[\"'\]]", text[start:]):
+        end = start + stop.end()
+        with contextlib.suppress(ValueError):
+            tomllib.loads(f"x = {text[start:end]}")
+            return end
+        if end - start > _LONGEST:
+            break
     return None
 
 
