@@ -78,8 +78,7 @@ async def test_three_agents_from_the_wheel_train_a_job(installed, tmp_path):
         runner = await federation.train()
     assert runner.next_round == 3
     for label in LABELS:
-        # two rounds of training, none of evaluation
-        assert federation.charges(label) == 2
+        assert federation.charges(label) == 3  # two rounds, and the evaluation of the last
         status = subprocess.run(
             [fedflow, "site", "status", federation.site(label), "--json"],
             cwd=tmp_path,
