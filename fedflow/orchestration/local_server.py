@@ -228,7 +228,11 @@ class LocalPrefectServer:
             }
         wanted = {"PREFECT_API_DATABASE_CONNECTION_URL": self._database}
         if self._redis is not None:
-            wanted |= {"PREFECT_REDIS_MESSAGING_URL": self._redis, **_REDIS_MODULES}
+            wanted |= _REDIS_MODULES
+            wanted |= {
+                "PREFECT_REDIS_MESSAGING_URL": self._redis,
+                "PREFECT_REDIS_WORKER_CLEANUP_QUEUE_URL": self._redis,  # has settings of its own
+            }
         return wanted
 
     def _wait(self, deadline: float, progress: Progress | None) -> None:

@@ -13,7 +13,10 @@ from collections.abc import Coroutine, Iterable
 from typing import Any
 from uuid import UUID
 
+from prefect.client.orchestration import PrefectClient
+
 from fedflow.orchestration.registration import register_site
+from fedflow.orchestration.scrub import scrubbed_client
 from fedflow.orchestration.sessions import (
     SessionState,
     cancel_session,
@@ -58,8 +61,11 @@ class SessionBook:
         """Open, close and replace sessions for as long as this is not cancelled."""
         while True:
             self._news.clear()
-            for site in self._sites:  # one after the other: an SQLite server takes one writer
-                await self._try(self._serve(site))
+            with contextlib.suppress(Exception):
+                # One client for all: making one takes longer than what is asked of it.
+                async with scrubbed_client() as client:
+                    for site in self._due():  # one at a time: an SQLite server takes one writer
+                        await self._try(self._serve(site, client))
             await self._try(self._replace_crashed())
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait(), LOOK_SECONDS)
@@ -71,17 +77,21 @@ class SessionBook:
         except Exception as error:
             _log.debug("sessions: %s; tried again", type(error).__name__)
 
-    async def _serve(self, site: str) -> None:
+    def _due(self) -> list[str]:
+        """The sites for which something is to be done."""
+        return [s for s in self._sites if s not in self.open or s in self._lost]
+
+    async def _serve(self, site: str, client: PrefectClient) -> None:
         if site not in self._registered:
-            await register_site(site)
+            await register_site(site, client)
             self._registered.add(site)
         if site not in self.open:
-            await self._start(site)
+            await self._start(site, client)
         elif site in self._lost:
-            await self._replace(site, self._lost[site])
+            await self._replace(site, self._lost[site], client)
             self._lost.pop(site, None)
 
-    async def _start(self, site: str) -> None:
+    async def _start(self, site: str, client: PrefectClient | None = None) -> None:
         """Ask the site's worker, through Prefect, to open a session.
 
         The first numbers may belong to a coordinator before this one: a session of it that is open
@@ -90,24 +100,24 @@ class SessionBook:
         attempt = self.attempts.get(site, 0)
         while attempt < MOST_SESSIONS:
             attempt += 1
-            run = await open_session(site, self._job, self._manifest, attempt)
+            run = await open_session(site, self._job, self._manifest, attempt, client)
             self.attempts[site], self.open[site] = attempt, run
-            if not (await session_state(run)).is_final:
+            if not (await session_state(run, client)).is_final:
                 return
 
-    async def _replace(self, site: str, why: str) -> None:
+    async def _replace(self, site: str, why: str, client: PrefectClient) -> None:
         """Close a lost site's session as ``Dropped`` and queue a new one for when it returns.
 
         A session that ended by itself (refused, say) keeps its own state and is not replaced.
         """
         run = self.open[site]
-        state = await session_state(run)
+        state = await session_state(run, client)
         if state.type in {"SCHEDULED", "PENDING"}:
             return  # its new session is queued already
         if state.is_final and state.type != "CRASHED":
             return
         await close_session(run, "Dropped", why)
-        await self._start(site)
+        await self._start(site, client)
 
     async def _replace_crashed(self) -> None:
         """Queue a session for every site whose worker went away; the site may be there yet."""

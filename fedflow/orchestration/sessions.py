@@ -10,6 +10,7 @@ from collections.abc import Collection
 from typing import NamedTuple
 from uuid import UUID
 
+from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import State
 from prefect.deployments.flow_runs import arun_deployment
@@ -33,31 +34,37 @@ class SessionState(NamedTuple):
         return self.type in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
-async def open_session(label: str, job: str, manifest_hex: str, attempt: int) -> UUID:
+async def open_session(
+    label: str, job: str, manifest_hex: str, attempt: int, client: PrefectClient | None = None
+) -> UUID:
     """Start session number ``attempt`` (from 1) of ``job`` at site ``label``; its flow run's id.
 
     Inside a flow it becomes a subflow. The same arguments give the same run again, failed or not:
     count ``attempt`` up to start another.
     """
+    if client is None:
+        async with scrubbed_client() as own:
+            return await open_session(label, job, manifest_hex, attempt, own)
     parameters = SessionParameters(job=job, manifest=manifest_hex)
-    async with scrubbed_client() as client:
-        run = await arun_deployment(
-            deployment_name(label),
-            client=client,
-            parameters=parameters.model_dump(),
-            flow_run_name=f"{label} · session {attempt}",
-            tags=["fedflow", f"job:{job}"],
-            idempotency_key=f"fedflow/{job}/{manifest_hex}/{label}/{attempt}",
-            timeout=0,
-            as_subflow=True,
-        )
+    run = await arun_deployment(
+        deployment_name(label),
+        client=client,
+        parameters=parameters.model_dump(),
+        flow_run_name=f"{label} · session {attempt}",
+        tags=["fedflow", f"job:{job}"],
+        idempotency_key=f"fedflow/{job}/{manifest_hex}/{label}/{attempt}",
+        timeout=0,
+        as_subflow=True,
+    )
     return run.id
 
 
-async def session_state(flow_run_id: UUID) -> SessionState:
+async def session_state(flow_run_id: UUID, client: PrefectClient | None = None) -> SessionState:
     """How one session stands."""
-    async with scrubbed_client() as client:
-        return _plain((await client.read_flow_run(flow_run_id)).state)
+    if client is None:
+        async with scrubbed_client() as own:
+            return await session_state(flow_run_id, own)
+    return _plain((await client.read_flow_run(flow_run_id)).state)
 
 
 async def session_states(flow_run_ids: Collection[UUID]) -> dict[UUID, SessionState]:

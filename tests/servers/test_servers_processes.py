@@ -114,6 +114,8 @@ async def test_prefect_comes_back_over_its_database(tmp_path):
     """Each of the three is killed; the server answers again and has forgotten nothing."""
     with servers.prefect_on_postgres(tmp_path, durable=True) as server, server.connected():
         first = await register_site("north")
+        assert await event_arrives(server)
+        assert "ERROR" not in server.log.read_text()
         for victim in (server.postgres, server.redis, server):
             victim.kill()
             victim.restart()

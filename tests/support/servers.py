@@ -291,7 +291,7 @@ class PrefectOnPostgres(LocalPrefectServer):
 
 @contextlib.contextmanager
 def postgres(folder: Path, *, durable: bool = False) -> Iterator[Postgres]:
-    """A PostgreSQL: ``url``, ``asyncpg_url``, ``create_database``, ``query``, ``kill``, ``restart``.
+    """A PostgreSQL: ``url``, ``create_database``, ``query``, ``kill``, ``restart`` and more.
 
     ``durable``: a commit that was answered survives ``kill``.
     """
