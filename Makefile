@@ -12,7 +12,7 @@ PARALLEL ?= -n auto --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast bench data-mnist data-boston peer-flwr fuzz lint types lock clean
+.PHONY: help setup demo test test-fast bench data-mnist data-boston peer-flwr chaos fuzz lint types lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -48,6 +48,9 @@ peer-flwr: .peer/flwr/.ready ## An environment of its own for Flower, to be comp
 	$(PYTHON) -m venv .peer/flwr
 	.peer/flwr/bin/pip install --quiet flwr==1.41.0 numpy
 	@touch $@
+
+chaos: $(READY) ## kill -9 at random moments of real jobs; ARGS="--kills 500" and others
+	@$(BIN)/python tests/chaos/chaos.py $(ARGS)
 
 fuzz: $(READY) .fuzz/.ready ## Fuzz everything that reads the bytes of others; FUZZ_SECONDS=60
 	cd .fuzz && PYTHONPATH=../$(VENV)/lib/python3.11/site-packages:.. bin/python \

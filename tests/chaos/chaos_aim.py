@@ -24,7 +24,18 @@ AIMED = 0.6  # share of kills that wait for an event
 STORMS = 0.08  # share that take two or three at once
 #: Delay after the event, seconds, log-uniform: from the next system call to the next message.
 NEAR, FAR = 1e-5, 3e-2
-EVENT_SECONDS = 3.0
+#: How long an aimed kill waits for its event; it falls anyway after that.
+EVENT_SECONDS = 8.0
+#: Everything that is aimed at, each as often as every other, however often it happens.
+MOMENTS = (
+    *(f"up {leg}" for leg in ("advert", "shares", "vector", "masked", "signed", "unmask")),
+    *(f"down {leg}" for leg in ("roster", "delivery", "survivors", "consistency")),
+    *("order", "sum", "transcript", "blobs", "end", "hello", "countersign"),
+    *("writing up vector", "writing up masked", "writing order", "writing transcript"),
+    *("writing sum", "writing blobs", "writing end"),
+    *("ledger begun", "ledger committed", "anchors begun", "anchors committed"),
+    *("spool", "spool removed", "history", "checkpoint begun", "checkpoint", "started"),
+)
 
 
 @dataclass(frozen=True)
@@ -109,11 +120,6 @@ class Aim:
     def __init__(self, seed: int, targets: list[str], every: float) -> None:
         self.random = random.Random(seed)
         self._targets, self._every = targets, every
-        self.seen: dict[str, int] = {}
-
-    def note(self, moment: Moment) -> None:
-        """Remember a kind of moment, to aim at it some time."""
-        self.seen[moment.what] = self.seen.get(moment.what, 0) + 1
 
     def _kind(self) -> str:
         return self.random.choices(self._targets, [WEIGHTS[t] for t in self._targets])[0]
@@ -123,11 +129,9 @@ class Aim:
         many = self.random.choice((2, 2, 3)) if self.random.random() < STORMS else 1
         kinds = tuple(self._kind() for _ in range(many))
         wait = max(0.02, self.random.expovariate(1.0 / self._every))
-        if not self.seen or self.random.random() >= AIMED:
+        if self.random.random() >= AIMED:
             return Shot(kinds, now + wait)
-        # Every kind of moment as often as every other, however often it happens.
-        what = self.random.choice(sorted(self.seen))
-        return Shot(kinds, now + wait, what, self.random.random() < 0.5)
+        return Shot(kinds, now + wait, self.random.choice(MOMENTS), self.random.random() < 0.5)
 
     def delay(self) -> float:
         """Seconds from a moment to its kill."""

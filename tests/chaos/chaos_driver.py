@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chaos_aim import EVENT_SECONDS, Aim, Shot, moment_of
+from chaos_aim import EVENT_SECONDS, Aim, Moment, Shot, moment_of
 from chaos_inotify import Watch
 from chaos_units import Orphans, Unit, adopt_orphans, command_of, descendants
 from chaos_world import World
@@ -44,6 +44,7 @@ class Tally:
     jobs: int = 0
     storms: int = 0
     calms: int = 0
+    zombies: int = 0  # runs of killed coordinators that Prefect still shows as running
     longest_stall: float = 0.0
     seconds: float = 0.0
 
@@ -125,13 +126,16 @@ class Driver:
                 unit.start_at = now + RESTART_SECONDS
             if unit.process is None and unit.wanted and now >= unit.start_at:
                 unit.start()
+                self._on(Moment("started", unit.name))
 
     def _see(self, seen: Any) -> None:
         moment = moment_of(seen, self.world)
-        if moment is None:
-            return
+        if moment is not None:
+            self._on(moment, seen.path)
+
+    def _on(self, moment: Moment, path: str = "") -> None:
         if moment.what in ("transcript", "order", "end"):
-            self.closed_at.setdefault(seen.path, time.time())
+            self.closed_at.setdefault(path, time.time())
         if moment.what == "transcript":
             now = time.monotonic()
             self.tally.longest_stall = max(self.tally.longest_stall, now - self._last_sum)
@@ -144,8 +148,6 @@ class Driver:
             while time.perf_counter() < pause:
                 pass
             self._fire(shot, moment.owner if shot.owner_too else "", moment.what)
-        else:
-            self.aim.note(moment)
 
     # ---- killing
 
@@ -236,47 +238,46 @@ class Driver:
         self.world.note(event="job ended", job=job.id, seconds=time.time() - began)
 
     def wait_for_sessions(self, job: str) -> None:
-        """Everything may come up again; then each flow run of the job must reach a final state."""
+        """Everything may come up again; then each session of the job must reach a final state.
+
+        A coordinator that was killed leaves its own run ``Running``: it is the next one that goes
+        on with the job. Automations close such runs of a deployment; here they are only counted.
+        """
         rows: list[dict[str, Any]] = []
+        last = 0.0
 
         def over() -> bool:
-            nonlocal rows
+            nonlocal rows, last
+            if time.monotonic() - last < 0.7:
+                return False
+            last = time.monotonic()
             try:
-                rows = self._runs(job)
+                rows = self._runs({"tags": {"all_": [f"job:{job}"]}})
             except (OSError, ValueError):
                 return False
             return bool(rows) and all(row["state_type"] in FINAL for row in rows)
 
-        last = 0.0
-
-        def now_and_then() -> bool:
-            nonlocal last
-            if time.monotonic() - last < 0.7:
-                return False
-            last = time.monotonic()
-            return over()
-
-        if not self.pump(SESSION_SECONDS, now_and_then):
+        if not self.pump(SESSION_SECONDS, over):
             still = [
                 f"{r['name']}: {r['state_name']}" for r in rows if r["state_type"] not in FINAL
             ]
-            self.wrong.append(f"{job}: flow runs that never ended: {still or 'no answer'}")
+            self.wrong.append(f"{job}: sessions that never ended: {still or 'no answer'}")
+            return
+        runs = self._runs({"name": {"like_": job}})
+        self.tally.zombies += sum(run["state_type"] not in FINAL for run in runs)
+        if not any(run["state_type"] == "COMPLETED" for run in runs):
+            self.wrong.append(f"{job}: no run of its coordinator is Completed")
 
-    def _runs(self, job: str) -> list[dict[str, Any]]:
-        """All flow runs of a job: its sessions, and every start of its coordinator."""
-        out: list[dict[str, Any]] = []
-        for wanted in (
-            {"tags": {"all_": [f"job:{job}"]}},
-            {"name": {"like_": job}},
-        ):
-            body = json.dumps({"flow_runs": wanted, "limit": 200}).encode()
-            request = urllib.request.Request(
-                f"{self.api}/flow_runs/filter", body, {"Content-Type": "application/json"}
-            )
-            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-            with opener.open(request, timeout=10) as answer:
-                out += json.loads(answer.read())
-        return out
+    def _runs(self, wanted: dict[str, Any]) -> list[dict[str, Any]]:
+        """Flow runs, as the server tells them."""
+        body = json.dumps({"flow_runs": wanted, "limit": 200}).encode()
+        request = urllib.request.Request(
+            f"{self.api}/flow_runs/filter", body, {"Content-Type": "application/json"}
+        )
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(request, timeout=10) as answer:
+            found: list[dict[str, Any]] = json.loads(answer.read())
+        return found
 
     def check_deadlines(self, job: Job, orders: dict[int, Any], grace: float) -> None:
         """Every order had a transcript, a successor or the job's end soon after its deadline."""

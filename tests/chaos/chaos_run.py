@@ -240,6 +240,7 @@ def table(tally: Tally, counts: Counter[str], audited: str) -> list[str]:
         ("charges without a release", str(counts["charges"] - counts["releases"])),
         ("ended by themselves", ", ".join(f"{k} {n}" for k, n in sorted(tally.ended.items()))),
         ("left alone to recover", str(tally.calms)),
+        ("killed coordinators' runs still shown", str(tally.zombies)),
         ("longest time without a sum", f"{tally.longest_stall:.1f} s"),
         ("audit", audited),
         ("seconds", f"{tally.seconds:.0f}, {tally.seconds / max(kills, 1):.1f} per kill"),
