@@ -189,6 +189,8 @@ class JobCheck:
         self.transcripts[sequence] = transcript.digest()
         self.survivors[sequence] = tuple(transcript.survivors)
         self.totals[sequence] = total
+        lost = len(transcript.dealings) - len(transcript.survivors)
+        self.findings.counts["lost sites whose masks were recovered"] += lost
         expected = np.zeros(order.dimension, np.uint32)
         for site in transcript.survivors:
             path = self.world.witness(self.job.labels[site]) / self.contexts[sequence].hex()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -37,6 +38,20 @@ def unexpected(paths: list[Path]) -> Counter[str]:
                 inside = False
                 if not EXPECTED.match(text):
                     found[f"{path.parent.name}/{path.name}: {text[:160]}"] += 1
+    return found
+
+
+def relay_answers(path: Path) -> Counter[str]:
+    """What a relay answered to puts: ``stored``, ``resent`` (the same bytes again), or a code."""
+    found: Counter[str] = Counter()
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+        try:
+            said = json.loads(line)
+        except ValueError:
+            continue  # cut off by a kill
+        if isinstance(said, dict) and said.get("method") == "PUT":
+            word = {201: "stored", 200: "resent"}.get(said["status"])
+            found[word or f"{said['status']} {said['code']}"] += 1
     return found
 
 

@@ -18,7 +18,7 @@ from chaos_aim import Aim
 from chaos_checks import Findings, JobCheck, check_price, private_words, read_ledger, scan_for
 from chaos_driver import Driver, Stuck, Tally, count, ended, log_paths
 from chaos_federation import Federation, build
-from chaos_logs import mentions, unexpected
+from chaos_logs import mentions, relay_answers, unexpected
 from chaos_world import World, chaos_plan
 
 from fedflow.audit.verify import verify_folder
@@ -203,10 +203,13 @@ class Run:
             self.findings.say(f"in a log, {times} times: {line}")
         if taken := mentions(logs, "already-put"):
             self.findings.say(f"{taken} lines of logs say that a name was taken by other bytes")
+        answered = relay_answers(self.world.logs("relay"))
+        if other := [f"{code} ({n})" for code, n in answered.items() if "already-put" in code]:
+            self.findings.say(f"the relay was asked to replace what it had: {', '.join(other)}")
         for command in driver.orphans.found:
             self.findings.say(f"a process outlived its parent: {command[:100]}")
         wrong = self.findings.wrong + driver.wrong
-        for line in table(self.tally, self.findings.counts, self.audited):
+        for line in table(self.tally, self.findings.counts, self.audited, answered):
             print(line)
         for sentence in dict.fromkeys(wrong):
             print(f"FAULT  {sentence}")
@@ -224,7 +227,7 @@ def _dump(database: object) -> bytes:
     return "\n".join(rows).encode()
 
 
-def table(tally: Tally, counts: Counter[str], audited: str) -> list[str]:
+def table(tally: Tally, counts: Counter[str], audited: str, answered: Counter[str]) -> list[str]:
     """The run in figures."""
     kills = tally.total
     rows = [("kills", str(kills))]
@@ -236,8 +239,10 @@ def table(tally: Tally, counts: Counter[str], audited: str) -> list[str]:
         ("training rounds", str(counts["rounds"])),
         ("orders", f"{counts['orders']}, {counts['orders without a sum']} without a sum"),
         ("sums checked again", str(counts["sums"])),
+        ("lost sites, masks recovered", str(counts["lost sites whose masks were recovered"])),
         ("releases, each paid once", str(counts["releases"])),
         ("charges without a release", str(counts["charges"] - counts["releases"])),
+        ("the relay answered", ", ".join(f"{n} {what}" for what, n in answered.items()) or "-"),
         ("ended by themselves", ", ".join(f"{k} {n}" for k, n in sorted(tally.ended.items()))),
         ("left alone to recover", str(tally.calms)),
         ("killed coordinators' runs still shown", str(tally.zombies)),
