@@ -23,8 +23,8 @@ from fedflow.wire.sealed import unseal
 class Participation:
     """One job: its orders, the sums that were opened, and each site's part in them by label.
 
-    ``lost`` are sites that were in a cohort and not in its sum. ``seconds`` and ``bytes`` are the
-    coordinator's own, and empty where it kept none.
+    ``lost`` are sites that were in a cohort and neither in its sum nor refused. ``seconds`` and
+    ``bytes`` are the coordinator's own, and empty where it kept none.
     """
 
     job: Job
@@ -52,8 +52,7 @@ def read_job(coordinator: CoordinatorFolder, name: str) -> Participation | None:
         order = read_order(exchange, name, job.digest, key, sequence)
         if order is not None:
             found.orders += 1
-            _sum(exchange, found, order, key)
-            _refusals(exchange, found, order)
+            _sum(exchange, found, order, key, _refusals(exchange, found, order))
     path = coordinator.state_path(name)
     checkpoint = None
     with contextlib.suppress(FedflowError, ValueError, KeyError, TypeError):
@@ -64,7 +63,9 @@ def read_job(coordinator: CoordinatorFolder, name: str) -> Participation | None:
     return found
 
 
-def _sum(exchange: Exchange, found: Participation, order: Order, key: PublicKey) -> None:
+def _sum(
+    exchange: Exchange, found: Participation, order: Order, key: PublicKey, refused: set[int]
+) -> None:
     published, labels = Published(exchange, found.job, order), found.job.labels
     try:
         transcript = published.transcript(key)
@@ -72,12 +73,13 @@ def _sum(exchange: Exchange, found: Participation, order: Order, key: PublicKey)
     except FedflowError:
         return  # no sum, or none that holds
     found.sums += 1
-    survivors = set(transcript.survivors)
-    found.took_part.update(labels[site] for site in survivors)
-    found.lost.update(labels[site] for site in transcript.cohort if site not in survivors)
+    found.took_part.update(labels[site] for site in transcript.survivors)
+    known = {*transcript.survivors, *refused}
+    found.lost.update(labels[site] for site in transcript.cohort if site not in known)
 
 
-def _refusals(exchange: Exchange, found: Participation, order: Order) -> None:
+def _refusals(exchange: Exchange, found: Participation, order: Order) -> set[int]:
+    refused = set()
     for site, key in found.job.roster.items():
         where = layout.up(found.job.id, order.sequence, "decline", site)
         try:
@@ -89,6 +91,8 @@ def _refusals(exchange: Exchange, found: Participation, order: Order) -> None:
             continue  # not this site's word
         if (decline.order, decline.site) == (order.digest(), site):
             found.refused[found.job.labels[site], decline.code] += 1
+            refused.add(site)
+    return refused
 
 
 def job_rows(jobs: list[Participation]) -> Rows:

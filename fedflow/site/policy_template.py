@@ -148,7 +148,7 @@ def template(
             noise: plan.privacy.noise_multiplier,
             "sample_rate_max": plan.privacy.sample_rate,
             "local_steps_max": plan.local_steps,
-            "rounds_max": plan.plan.rounds,
+            "rounds_max": max(plan.plan.rounds, 1),
             "batch_max": plan.training.max_physical_batch,
             "order_seconds_max": plan.order_seconds,
             "evaluation_noise_multiplier_min": plan.evaluation.noise_multiplier,
