@@ -16,7 +16,7 @@ from fedflow.coordinator.job import Job
 from fedflow.coordinator.left_out import LeftOut
 from fedflow.coordinator.settings import CoordinatorFolder
 from fedflow.errors import Aborted
-from fedflow.exchange import layout
+from fedflow.exchange import base, layout
 from fedflow.secagg.context import RoundContext
 from fedflow.secagg.server import Outcome, SecAggServer
 from fedflow.secagg.vectors import CHUNK_WORDS, chunk_count, pack
@@ -101,8 +101,12 @@ class SecureRound:
         self._left_out.remember(self._server.cohort)
         await self._down("roster", roster)
         await self._collect("shares", server.missing(), wait.leg_seconds)
-        for site, delivery in server.close_shares().items():
-            await self._down("delivery", delivery, site)
+        deliveries = server.close_shares().items()
+        if self._coordinator.exchange.remote:  # side by side: each is a request
+            await asyncio.gather(*(self._down("delivery", data, site) for site, data in deliveries))
+        else:
+            for site, delivery in deliveries:
+                await self._down("delivery", delivery, site)
         self._notify("delivery", -1)
         left = wait.round_seconds - (time.monotonic() - inbox.started)
         await self._collect("masked", server.missing(), max(left, wait.leg_seconds))
@@ -126,15 +130,19 @@ class SecureRound:
 
     async def _collect(self, leg: str, wanted: Iterable[int], seconds: float) -> None:
         """Take this leg's messages until all ``wanted`` answered, declined, or time is up."""
-        until, wanted = time.monotonic() + seconds, set(wanted)
-        while True:
-            for site in self._job.roster:
-                self._inbox.take(leg, site)
-                if leg == "masked":
-                    await asyncio.sleep(0)  # a whole vector may have been read
-            if not self._inbox.waiting(leg, wanted) or time.monotonic() >= until:
-                return
-            await asyncio.sleep(self._coordinator.settings.poll_seconds)
+        began, wanted = time.monotonic(), set(wanted)
+        until, poll = began + seconds, self._coordinator.settings.poll_seconds
+        try:
+            while True:
+                await self._inbox.look(leg)
+                now = time.monotonic()
+                if not self._inbox.waiting(leg, wanted) or now >= until:
+                    break
+                exchange = self._coordinator.exchange
+                await self._inbox.pause(min(base.pause(exchange, poll, now - began), until - now))
+            await self._inbox.finish(until - now)
+        finally:
+            self._inbox.give_up()
 
     async def _publish_outcome(self, outcome: Outcome) -> bytes:
         """Put the sum's chunks, then the transcript that names them: who sees it finds them all."""
@@ -167,7 +175,7 @@ class SecureRound:
         until = time.monotonic() + self._job.plan.deadlines.leg_seconds
         while True:
             try:
-                return self._coordinator.exchange.put(key, data)
+                return await base.put(self._coordinator.exchange, key, data)
             except OSError:
                 if time.monotonic() >= until:
                     raise Aborted("exchange-down", "the exchange cannot be written to") from None

@@ -75,6 +75,18 @@ async def names(exchange: Exchange, prefix: str) -> list[str]:
     return exchange.list(prefix)
 
 
+#: The shortest time between two looks into an exchange on this machine (seconds).
+SHORTEST_PAUSE = 0.002
+
+
+def pause(exchange: Exchange, poll: float, waited: float) -> float:
+    """Seconds until the next look, after ``waited`` of them: at most ``poll``.
+
+    What is answered at once is then seen at once; a look into a folder costs next to nothing.
+    """
+    return poll if exchange.remote else min(poll, max(SHORTEST_PAUSE, waited / 4))
+
+
 async def wait(
     exchange: Exchange,
     key: str,

@@ -87,9 +87,14 @@ def order(job_id: str, sequence: int) -> str:
     return f"{rounds(job_id)}/{sequence:06d}/order"
 
 
+def ups(job_id: str, sequence: int, leg: str) -> str:
+    """The folder of one leg's messages, each named by its site."""
+    return f"{rounds(job_id)}/{sequence:06d}/up/{leg}"
+
+
 def up(job_id: str, sequence: int, leg: str, site: int) -> str:
     """A message of a site, for one leg."""
-    return f"{rounds(job_id)}/{sequence:06d}/up/{leg}/{site}"
+    return f"{ups(job_id, sequence, leg)}/{site}"
 
 
 def vectors(job_id: str, sequence: int) -> str:

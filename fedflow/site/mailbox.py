@@ -48,12 +48,18 @@ async def fetch(
     Missed earlier once ``over`` says that nobody will put it any more; that one of ``unless`` is
     there is a reason to ask it.
     """
-    look = time.monotonic() + OVER_SECONDS
+    first = time.monotonic()
+    look = first + OVER_SECONDS
     while True:
         began, left = time.monotonic(), until - time.time()
         try:
             data = await base.wait(
-                exchange, key, limit, seconds=min(left, LONGEST_WAIT), poll=poll, unless=unless
+                exchange,
+                key,
+                limit,
+                seconds=min(left, LONGEST_WAIT),
+                poll=base.pause(exchange, poll, began - first),
+                unless=unless,
             )
         except OSError:  # the exchange is down: that is only a delay
             data = None
