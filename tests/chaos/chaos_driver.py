@@ -79,7 +79,6 @@ class Driver:
         self._since_sum = 0
         self._last_sum = self._last_kill = time.monotonic()
         self._calm = False
-        self.closed_at: dict[str, float] = {}  # when an order had its transcript or successor
         self.show: Callable[[], None] = lambda: None
         adopt_orphans()
         for folder in (world.store, world.folder / "sites", world.coordinator):
@@ -131,11 +130,9 @@ class Driver:
     def _see(self, seen: Any) -> None:
         moment = moment_of(seen, self.world)
         if moment is not None:
-            self._on(moment, seen.path)
+            self._on(moment)
 
-    def _on(self, moment: Moment, path: str = "") -> None:
-        if moment.what in ("transcript", "order", "end"):
-            self.closed_at.setdefault(path, time.time())
+    def _on(self, moment: Moment) -> None:
         if moment.what == "transcript":
             now = time.monotonic()
             self.tally.longest_stall = max(self.tally.longest_stall, now - self._last_sum)
@@ -281,20 +278,25 @@ class Driver:
 
     def check_deadlines(self, job: Job, orders: dict[int, Any], grace: float) -> None:
         """Every order had a transcript, a successor or the job's end soon after its deadline."""
-        root = f"{self.world.store}/"
         for sequence, order in orders.items():
             ends = [
-                self.closed_at.get(root + key)
+                self._stored_at(key)
                 for key in (
                     layout.transcript(job.id, sequence),
                     layout.order(job.id, sequence + 1),
                     layout.end(job.id),
                 )
             ]
-            known = [at for at in ends if at is not None]
-            late = (min(known) - order.deadline / 1000) if known else float("inf")
+            late = min(ends) - order.deadline / 1000
             if late > grace:
                 self.wrong.append(f"{job.id}: order {sequence} hung {late:.0f} s past its deadline")
+
+    def _stored_at(self, key: str) -> float:
+        """When an object was put (seconds since the epoch); never, for one that was not."""
+        try:
+            return (self.world.store / key).stat().st_mtime
+        except FileNotFoundError:
+            return float("inf")
 
     # ---- the end
 
