@@ -96,9 +96,9 @@ class Control:
     async def boundary(self) -> bool:
         """Between two rounds: wait while the run is paused; whether it was. Suspended to end."""
         waited = False
-        while self._paused:
+        while self._paused or self._cancelled:  # guard() ends a cancelled one
             state = self._state
-            if state is not None and state.state_details.pause_reschedule:
+            if self._paused and state is not None and state.state_details.pause_reschedule:
                 raise Suspended(state)
             waited = True
             self._news.clear()

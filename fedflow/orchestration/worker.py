@@ -12,8 +12,6 @@ import hashlib
 import logging
 import os
 from contextlib import suppress
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -21,35 +19,27 @@ import anyio
 import anyio.abc
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import LogCreate
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-    WorkPoolFilter,
-    WorkPoolFilterName,
-)
-from prefect.client.schemas.objects import State, StateType
+from prefect.client.schemas.objects import State
 from prefect.events import emit_event
 from prefect.events.clients import get_events_subscriber
 from prefect.events.filters import EventAnyResourceFilter, EventFilter, EventNameFilter
 from prefect.exceptions import Abort, ObjectNotFound, Pause
 from prefect.logging.loggers import PrefectLogAdapter
-from prefect.states import Cancelled, Completed, Crashed, Failed, Running
+from prefect.states import Cancelled, Crashed, Failed, Running
 from prefect.utilities.engine import propose_state
 from prefect.workers.base import BaseVariables, BaseWorker, BaseWorkerResult
 
 from fedflow.errors import InputError, Misuse, Refusal
 from fedflow.orchestration import scrub
-from fedflow.orchestration.budget_event import emit_budget_low
 from fedflow.orchestration.configuration import (
     WORKER_TYPE,
     FedflowJobConfiguration,
-    SessionParameters,
     authorise,
     base_job_template,
 )
 from fedflow.orchestration.following import follow
-from fedflow.site.socket_protocol import BudgetLow, End, LinkLost, Progress, SiteLink
+from fedflow.orchestration.session_run import Session, final_state, left_open
+from fedflow.site.socket_protocol import End, LinkLost, SiteLink
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, WorkPool
@@ -63,47 +53,12 @@ RECONNECT_SECONDS = 180.0  # how long a daemon may be away
 REPORT_SECONDS = 600.0  # how long the server may be away when a session ends
 PROPOSE_SECONDS = 120.0
 MAX_RUNS = 4  # sessions at a time: more are left with the server
-MAX_LOGS = 200
-_BEGUN = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 
 _log = logging.getLogger("fedflow.worker")  # stays on this machine: no API handler listens to it
 
 
 class FedflowWorkerResult(BaseWorkerResult):
     """Says that a run was handled; how it ended is in its state."""
-
-
-@dataclass
-class _Session:
-    """One run while it is being followed."""
-
-    flow_run: FlowRun
-    site: str
-    parameters: SessionParameters
-    link: SiteLink
-    cancelling: bool = False
-    closed: bool = False  # somebody else gave the run a final state
-    logs: list[LogCreate] = field(default_factory=list)
-
-    def note(self, message: str) -> None:
-        """Keep one line for the API. Callers pass fixed texts and small integers only."""
-        if len(self.logs) < MAX_LOGS:
-            self.logs.append(
-                LogCreate(
-                    name="fedflow.worker",
-                    level=logging.INFO,
-                    message=message,
-                    timestamp=datetime.now(UTC),
-                    flow_run_id=self.flow_run.id,
-                )
-            )
-
-    def news(self, news: Progress | BudgetLow) -> None:
-        """Keep what the daemon reached; pass on what it says of its budget."""
-        if isinstance(news, BudgetLow):
-            emit_budget_low(self.site, news)
-        else:
-            self.note(f"round {news.round}: {news.phase}")
 
 
 class FedflowWorker(BaseWorker[FedflowJobConfiguration, BaseVariables, FedflowWorkerResult]):
@@ -147,7 +102,7 @@ class FedflowWorker(BaseWorker[FedflowJobConfiguration, BaseVariables, FedflowWo
         pass
 
     def get_flow_run_logger(self, flow_run: FlowRun) -> PrefectLogAdapter:
-        """A logger of this machine; what the API may see goes through ``_Session.note``."""
+        """A logger of this machine; what the API may see goes through ``Session.note``."""
         return PrefectLogAdapter(_log, extra={})
 
     async def setup(self) -> None:
@@ -184,7 +139,9 @@ class FedflowWorker(BaseWorker[FedflowJobConfiguration, BaseVariables, FedflowWo
         with anyio.CancelScope() as self._adopt_scope:
             while True:
                 try:
-                    for flow_run in await left_open(self.client, self._work_pool_name):
+                    for flow_run in await left_open(
+                        self.client, self._work_pool_name, 4 * MAX_RUNS
+                    ):
                         self._adopt(flow_run)
                 except Exception as exc:
                     _log.debug("adopting: %s", type(exc).__name__)
@@ -269,11 +226,11 @@ class FedflowWorker(BaseWorker[FedflowJobConfiguration, BaseVariables, FedflowWo
         self, flow_run: FlowRun, configuration: FedflowJobConfiguration
     ) -> FedflowWorkerResult:
         result = FedflowWorkerResult(identifier=str(flow_run.id), status_code=0)
-        session: _Session | None = None
+        session: Session | None = None
         final: State[Any] | None
         try:
             parameters = authorise(flow_run, configuration)
-            session = _Session(flow_run, self._work_pool_name, parameters, SiteLink(_socket_path()))
+            session = Session(flow_run, self._work_pool_name, parameters, SiteLink(_socket_path()))
             state = await self._propose(flow_run, Running())
             if state is not None and state.is_cancelling():
                 with suppress(LinkLost):  # its worker was killed before it could say so
@@ -302,7 +259,7 @@ class FedflowWorker(BaseWorker[FedflowJobConfiguration, BaseVariables, FedflowWo
             await self._report(flow_run, final, session.logs if session else [])
         return result
 
-    async def _follow(self, session: _Session) -> State[Any] | None:
+    async def _follow(self, session: Session) -> State[Any] | None:
         """The state to report, or None when the run is no longer ours."""
         end: End | None = None
         async with anyio.create_task_group() as group:
@@ -323,7 +280,7 @@ class FedflowWorker(BaseWorker[FedflowJobConfiguration, BaseVariables, FedflowWo
             return Failed(name="SiteError", message="site error: no-outcome")
         return final_state(end)
 
-    async def _supervise(self, session: _Session, scope: anyio.CancelScope) -> None:
+    async def _supervise(self, session: Session, scope: anyio.CancelScope) -> None:
         """Heartbeats for automations, and cooperative cancellation."""
         flow_run = session.flow_run
         give_up: float | None = None
@@ -375,27 +332,6 @@ class FedflowWorker(BaseWorker[FedflowJobConfiguration, BaseVariables, FedflowWo
                 if anyio.current_time() > deadline:
                     return
             await anyio.sleep(10)
-
-
-async def left_open(client: PrefectClient, pool: str) -> list[FlowRun]:
-    """Runs of ``pool`` that some worker has begun, and none has ended."""
-    begun = FlowRunFilterState(type=FlowRunFilterStateType(any_=_BEGUN))
-    return await client.read_flow_runs(
-        flow_run_filter=FlowRunFilter(state=begun),
-        work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])),
-        limit=4 * MAX_RUNS,
-    )
-
-
-def final_state(end: End) -> State[Any]:
-    """How the daemon's outcome looks in Prefect."""
-    if end.outcome == "completed":
-        return Completed(message=end.reason or "session completed")
-    if end.outcome == "refused":
-        return Failed(name="Refused", message=f"{end.code or 'refused'}: {end.reason}")
-    if end.outcome == "cancelled":
-        return Cancelled(message="cancelled by the site")
-    return Failed(name="SiteError", message=f"site error: {end.code or 'unknown'}")
 
 
 def _socket_path() -> str:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 
 import pytest
-from job_room import JOB, Room, make_plan
+from job_room import JOB, FakeTrainer, Room, Site, make_plan
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from prefect.states import Cancelling, Paused
 
@@ -27,17 +27,31 @@ pytestmark = [pytest.mark.usefixtures("connected"), pytest.mark.slow]
 ROUNDS = 6
 
 
+class GatedTrainer(FakeTrainer):
+    """Trains when its gate is open."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site.index, site.room.dimension)
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def run(self, task, **kwargs):
+        if task != "check":
+            await self.gate.wait()
+        return await super().run(task, **kwargs)
+
+
 class Federation:
     """A room over a folder, whose coordinator is a process."""
 
     def __init__(self, folder, server, seconds):
         plan = make_plan(
             plan__rounds=ROUNDS,
-            deadlines__round_seconds=20.0,
-            deadlines__leg_seconds=15.0,
+            deadlines__round_seconds=200.0,
+            deadlines__leg_seconds=100.0,
         )
         self.exchange = open_exchange(str(folder / "exchange"))
-        self.room = Room(folder / "room", plan, exchange=self.exchange)
+        self.room = Room(folder / "room", plan, exchange=self.exchange, trainer=GatedTrainer)
         for site in self.room.sites.values():
             site.trainer.seconds = seconds
         self.path, self.server = folder / "coordinator", server
@@ -76,13 +90,8 @@ class Federation:
     def orders(self):
         return layout.sequences(self.exchange.list(layout.rounds(JOB)))
 
-    def summed(self):
-        names = self.exchange.list(f"{layout.rounds(JOB)}")
-        return sum("transcript" in self.exchange.list(f"{layout.rounds(JOB)}/{n}") for n in names)
-
-    def waiting(self):
-        """Whether the last round has its sum, and its evaluation is not open."""
-        return self.summed() == len(self.orders())
+    def rounds_done(self):
+        return [record.number for record in self.runner().records if record.finished]
 
     def runner(self) -> JobRunner:
         return JobRunner(open_coordinator(self.path), JOB)
@@ -135,7 +144,7 @@ async def test_killed_at_random_moments_it_ends_right(federation):
 
 async def test_cancel_ends_the_sites_for_good(federation):
     for site in federation.room.sites.values():
-        site.trainer.seconds = 600.0
+        site.trainer.gate.clear()
     federation.start()
     await federation.until(federation.orders)
     await federation.set_state(Cancelling())
@@ -149,6 +158,8 @@ async def test_cancel_ends_the_sites_for_good(federation):
 
 
 async def test_a_pause_waits_at_the_end_of_the_round(federation):
+    for site in federation.room.sites.values():
+        site.trainer.gate.clear()  # the first round stays open until all is set
     first = federation.start()
     await federation.until(federation.orders)
     federation.start()  # one is enough
@@ -156,10 +167,13 @@ async def test_a_pause_waits_at_the_end_of_the_round(federation):
     assert f"coordinated already, by process {first.pid} on" in federation.log.read_text()
     federation.process = first
     await federation.set_state(Paused(timeout_seconds=600))
-    await federation.until(federation.waiting)
-    await asyncio.sleep(4 * control.POLL_SECONDS)  # long enough to see a next order, if any came
-    assert federation.waiting()
-    assert len(federation.orders()) < ROUNDS
+    await asyncio.sleep(4 * control.POLL_SECONDS)
+    for site in federation.room.sites.values():
+        site.trainer.gate.set()
+    await federation.until(lambda: federation.rounds_done() == [1])
+    await asyncio.sleep(2)  # long enough for a next order, if any came
+    assert federation.rounds_done() == [1]
+    assert len(federation.orders()) == 1
     assert all(not site.task.done() for site in federation.room.sites.values())
     run = await federation.flow_run()
     async with scrubbed_client() as client:

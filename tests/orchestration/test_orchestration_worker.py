@@ -243,9 +243,9 @@ async def test_a_run_this_worker_follows_is_not_taken_up_again(label, daemon, mo
     looked = 0
     real = worker_module.left_open
 
-    async def left_open(client, pool):
+    async def left_open(client, pool, most):
         nonlocal looked
-        found = await real(client, pool)
+        found = await real(client, pool, most)
         looked += bool(found)
         return found
 
