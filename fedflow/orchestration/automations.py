@@ -84,7 +84,8 @@ def recovery(silence: float = SILENCE_SECONDS) -> list[AutomationCore]:
             name=f"{PREFIX}resume crashed coordinators",
             description="It goes on after its last checkpoint; no site repeats a paid release.",
             trigger=EventTrigger(
-                expect={"prefect.flow-run.Crashed"},
+                # Stopped is how a coordinator ends on SIGTERM or without its exchange
+                expect={"prefect.flow-run.Crashed", "prefect.flow-run.Stopped"},
                 match=_RUN,
                 match_related=_TAGGED,
                 for_each=_EACH,

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import pytest
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.events.schemas.automations import Posture
+from prefect.states import Crashed, Running
 from servers import prefect_on_postgres, tied
 
 from fedflow.errors import InputError
@@ -155,6 +156,21 @@ async def test_a_killed_coordinator_is_crashed_rescheduled_and_goes_on(on_server
         assert await asyncio.to_thread(process.wait, WAIT) == 0
     assert (await state_of(runs[0].id)).is_completed()
     assert (tmp_path / "d1" / "run-2").exists()
+
+
+async def test_a_coordinator_that_was_stopped_is_rescheduled(on_server):
+    await automations.install(Wishes())
+    async with scrubbed_client() as client:
+        flow = await client.create_flow_from_name("like-a-coordinator")
+        deployment = await client.create_deployment(flow, name="stopped", tags=[RESUME_TAG])
+        run = await client.create_flow_run_from_deployment(deployment)
+        await client.set_flow_run_state(run.id, Running(), force=True)
+        await client.set_flow_run_state(run.id, Crashed(name="Stopped"), force=True)
+
+    async def rescheduled():
+        return (await state_of(run.id)).name == "AwaitingRetry"
+
+    await until(rescheduled, "a machine that restarts would leave its jobs waiting")
 
 
 @contextlib.contextmanager

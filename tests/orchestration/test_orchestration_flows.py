@@ -88,7 +88,9 @@ async def test_sites_score_once_and_never_train(folder):
     await room.ends()
     for site in room.sites.values():
         assert [entry.purpose for entry in site.charges()] == ["evaluate"]
-        assert site.ledger.accounts() == ["visits/evaluate"], "no account to train from is opened"
+        assert list(site.ledger.accounts()) == ["visits/evaluate"], (
+            "no account to train from is opened"
+        )
         assert "train" not in site.trainer.tasks
     hand_in(room, folder)
     report = verify_folder(folder)
