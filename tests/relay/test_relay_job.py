@@ -13,7 +13,6 @@ from fedflow.coordinator.job import write_roster
 from fedflow.crypto.identity import Identity
 from fedflow.exchange import MemoryExchange, layout, open_exchange
 from fedflow.exchange.copying import copy_job
-from fedflow.privacy.export import export_ledger
 from fedflow.relay.limits import Limits
 from fedflow.relay.store import FolderStore
 from fedflow.wire.membership import FederationRoster, Role
@@ -85,9 +84,7 @@ async def test_a_job_over_a_relay_copied_and_audited(over_relay, tmp_path, monke
     write_roster(folder / "audit" / "roster.json", room.job, room.authority.public)
     (folder / "audit" / "ledgers").mkdir()
     for label, site in room.sites.items():
-        (folder / "audit" / "ledgers" / f"{label}.jsonl").write_text(
-            "".join(line + "\n" for line in ledger_lines(site))
-        )
+        site.ledger.export(folder / "audit" / "ledgers" / f"{label}.jsonl")
     report = verify_folder(folder)
     assert report.ok, report.as_dict()["findings"]
 
@@ -98,12 +95,6 @@ def own(key):
 
 async def room_objects(relay, room):
     return [key for key, _, _ in await relay.objects.store.below(layout.job(JOB))]
-
-
-def ledger_lines(site):
-    out = []
-    export_ledger(site.ledger, out.append)
-    return out
 
 
 def count_requests(exchange, label, counts, monkeypatch):
