@@ -212,3 +212,22 @@ def test_a_label_that_would_write_into_the_configuration_is_refused(tmp_path):
         )
         assert done.returncode == 2, label
         assert not (tmp_path / "x").exists()
+
+
+def test_the_relays_tls_front_is_one_that_nginx_takes(tmp_path):
+    nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin") or binary(
+        "nginx", "nginx-light"
+    )
+    key, chain = tmp_path / "relay.key", tmp_path / "relay.pem"
+    subprocess.run(
+        [binary("openssl", "openssl"), "req", "-x509", "-newkey", "ed25519", "-nodes", "-days", "1"]
+        + ["-keyout", key, "-out", chain, "-subj", "/CN=relay.example.org"],
+        check=True,
+        capture_output=True,
+    )
+    text = (PROXY / "relay.conf").read_text().replace("/etc/ssl/fedflow", str(tmp_path))
+    config = tmp_path / "nginx.conf"
+    text = text.replace("listen 443", f"listen 127.0.0.1:{free_port()}")
+    config.write_text(f"pid {tmp_path}/pid;\nevents {{}}\nhttp {{\n{text}\n}}\n")
+    done = subprocess.run([nginx, "-t", "-c", config], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
