@@ -18,6 +18,7 @@ from job_room import JOB, Room
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from prefect.flows import load_flow_from_entrypoint
+from prefect.settings import temporary_settings
 from servers import tied
 from typer.testing import CliRunner
 
@@ -57,6 +58,21 @@ def test_every_entry_point_is_a_flow_of_the_package_and_nothing_is_fetched(name)
     assert "pull" not in found
     assert all(not s["active"] for s in found.get("schedules", ())), "nothing runs unasked"
     assert yaml.safe_load(FILE.read_text())["pull"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "api", "why"),
+    [
+        (["status"], "", "PREFECT_API_URL"),
+        (["status"], "http://127.0.0.1:9/api", "http://127.0.0.1:9/api"),
+        (["automations", "--install", "--remove"], "", "choose one"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence(arguments, api, why):
+    with temporary_settings({"api.url": api or None}):
+        result = CliRunner().invoke(app, ["prefect", *arguments])
+    assert isinstance(result.exception, Refusal)
+    assert why in str(result.exception)
 
 
 @pytest.mark.slow
