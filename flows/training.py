@@ -54,6 +54,8 @@ if TYPE_CHECKING:
 #: Names the coordinator's folder (key, exchange, checkpoints) on the machine that runs the flow.
 FOLDER_VARIABLE = "FEDFLOW_COORDINATOR"
 JOIN_SECONDS = 120.0
+#: What is added for each site: sessions are opened one after the other.
+OPEN_SECONDS = 5.0
 #: How long an aborted round waits for sites to come back before the job ends.
 RETURN_SECONDS = 30.0
 #: How long a process whose job is over waits for its server, to report that.
@@ -174,8 +176,9 @@ async def _rounds(live: LiveJob, book: SessionBook, control: Control) -> None:
     await _boundary(runner, control)
     if runner.to_evaluate is None and runner.next_round > runner.job.plan.plan.rounds:
         return
-    present = await runner.wait_for_sites(JOIN_SECONDS)
-    log.info("%d of %d sites joined", len(present), len(runner.job.labels))
+    sites = len(runner.job.labels)
+    present = await runner.wait_for_sites(JOIN_SECONDS + OPEN_SECONDS * sites)
+    log.info("%d of %d sites joined", len(present), sites)
     if runner.to_evaluate is not None:
         await finish_round(live, book)
     for number in range(runner.next_round, runner.job.plan.plan.rounds + 1):
