@@ -219,12 +219,9 @@ def test_the_relays_tls_front_is_one_that_nginx_takes(tmp_path):
         "nginx", "nginx-light"
     )
     key, chain = tmp_path / "relay.key", tmp_path / "relay.pem"
-    subprocess.run(
-        [binary("openssl", "openssl"), "req", "-x509", "-newkey", "ed25519", "-nodes", "-days", "1"]
-        + ["-keyout", key, "-out", chain, "-subj", "/CN=relay.example.org"],
-        check=True,
-        capture_output=True,
-    )
+    make = [binary("openssl", "openssl"), "req", "-x509", "-newkey", "ed25519", "-nodes"]
+    make += ["-days", "1", "-keyout", key, "-out", chain, "-subj", "/CN=relay.example.org"]
+    subprocess.run(make, check=True, capture_output=True)
     text = (PROXY / "relay.conf").read_text().replace("/etc/ssl/fedflow", str(tmp_path))
     config = tmp_path / "nginx.conf"
     text = text.replace("listen 443", f"listen 127.0.0.1:{free_port()}")
