@@ -90,7 +90,8 @@ def _start_sites(federation: Federation, server: LocalPrefectServer, processes: 
         for number in range(HOSTS):
             folders = [str(federation.site(label)) for label in labels[number::HOSTS]]
             arguments = ["-m", "benchmarks.overhead.hosting", JOB, *folders]
-            processes.start(f"host-{number}", arguments, quiet | {"OMP_NUM_THREADS": "1"})
+            here = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+            processes.start(f"host-{number}", arguments, quiet | here)
         return f"{HOSTS} processes hold all sites, which come without Prefect and train in them"
     for label in labels:
         arguments = ["-m", "fedflow.cli.main", "site", "start", str(federation.site(label))]

@@ -1,5 +1,5 @@
 # The types here are those of Flower, which is not installed beside fedflow.
-# ruff: noqa: ANN001, ANN201, D102
+# ruff: noqa: ANN001, ANN201
 """Flower's FedAvg; prints what each round took, from its start to the next one's."""
 
 import time

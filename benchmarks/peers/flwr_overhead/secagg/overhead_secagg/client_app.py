@@ -1,5 +1,5 @@
 # The types here are those of Flower, which is not installed beside fedflow.
-# ruff: noqa: ANN001, ANN201, D102
+# ruff: noqa: ANN001, ANN201
 """A site whose training is one addition, under Flower's SecAgg+."""
 
 from flwr.client import ClientApp, NumPyClient

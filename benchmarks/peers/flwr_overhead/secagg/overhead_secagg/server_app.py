@@ -1,5 +1,5 @@
 # The types here are those of Flower, which is not installed beside fedflow.
-# ruff: noqa: ANN001, ANN201
+# ruff: noqa: ANN001, ANN201, ANN204
 """Flower's SecAgg+ workflow as it is published; prints what each round took."""
 
 import time
