@@ -107,9 +107,8 @@ def test_the_prefect_server_runs_on_the_stores_with_its_secrets_in_files(tmp_pat
     changes = {"$$": "$", "/run/secrets": str(secrets), "/tmp": str(tmp_path)}
 
     def unboxed(text):
-        for old, new in changes.items():
-            text = text.replace(old, new)
-        return text
+        # in one go: what is put in may look like what is replaced
+        return re.sub("|".join(map(re.escape, changes)), lambda found: changes[found[0]], text)
 
     redis = [unboxed(part) for part in SERVICES["redis"]["command"]]
     redis[-1] += f" --port {redis_port} --bind 127.0.0.1"
@@ -127,15 +126,13 @@ def test_the_prefect_server_runs_on_the_stores_with_its_secrets_in_files(tmp_pat
         url = secrets / "prefect-redis-url"
         url.write_text(url.read_text().replace("redis:6379", f"127.0.0.1:{redis_port}"))
         server = SERVICES["prefect"]
+        changes |= {"0.0.0.0": "127.0.0.1", "4200": str(port)}
         command = [unboxed(part) for part in server["command"]]
-        command = [
-            part.replace("0.0.0.0", "127.0.0.1").replace("4200", str(port)) for part in command
-        ]
         settings = {name: unboxed(value) for name, value in server["environment"].items()}
         search = f"{HERE}:{FOLDER.parent / 'docker'}:{os.environ['PATH']}"
         env = environment() | settings | {"PATH": search}
         with Process(command, tmp_path / "prefect.log", env=env, cwd=tmp_path) as prefect:
-            health = [part.replace("4200", str(port)) for part in server["healthcheck"]["test"][1:]]
+            health = [unboxed(part) for part in server["healthcheck"]["test"][1:]]
             deadline = time.monotonic() + 150
             while subprocess.run(health, env=env, capture_output=True).returncode:
                 assert prefect.alive(), prefect.text()

@@ -79,7 +79,7 @@ def test_every_pod_runs_with_few_rights():
                 assert "readinessProbe" in container, name
             for variable in container.get("env", []):
                 assert "secretKeyRef" not in str(variable), name
-                if re.search("PASSWORD|AUTH|DATABASE", variable["name"]):
+                if re.search("PASSWORD|AUTH_STRING|DATABASE", variable["name"]):
                     assert variable["name"].endswith("_FILE"), name
 
 
