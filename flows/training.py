@@ -17,6 +17,7 @@ import asyncio
 import logging
 import os
 import sys
+import traceback
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,6 +101,10 @@ async def federated_training(job: str, sessions: bool = True) -> State[Any]:
     except OSError as error:
         _log.error("the exchange cannot be reached: %s", error)
         return _resumable("the exchange cannot be reached")
+    except Exception as error:
+        _log.exception("the coordinator failed")
+        traceback.print_exc()  # here, and not in Prefect: the text may hold anything
+        return Failed(message=f"{type(error).__name__}; the job can be resumed")
     return state
 
 
@@ -120,10 +125,10 @@ async def _coordinate(runner: JobRunner, control: Control, sessions: bool) -> St
             except controls.Cancelled:
                 outcome, reason = "cancelled", "cancelled in Prefect"
             except controls.Stopped:
-                await runner.give_up()
                 runner.event("stopped")
                 return _resumable("the coordinator was stopped")
-            await runner.give_up()
+            finally:
+                await runner.give_up()
             await patiently(lambda: runner.close(outcome, reason))
             await publish_end(live, outcome, "" if outcome == "completed" else reason)
             await announce_job(job, _word(outcome), "" if outcome == "completed" else reason)

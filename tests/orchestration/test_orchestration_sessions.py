@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 
 import pytest
 from orchestration_room import MANIFEST, read_state, serve_run
 from prefect import flow
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.settings import temporary_settings
+from prefect.states import Running
 from pydantic import ValidationError
 
 from fedflow.errors import InputError, Refusal
+from fedflow.orchestration import session_book
 from fedflow.orchestration.configuration import base_job_template
 from fedflow.orchestration.registration import SESSION_FLOW, deployment_name, register_site
 from fedflow.orchestration.scrub import scrubbed_client
@@ -151,3 +155,72 @@ async def test_what_has_ended_stays_ended(label, daemon):
     await cancel_session(run_id)
     await close_session(run_id, "Dropped", "late")
     assert (await read_state(run_id)).is_completed()
+
+
+@pytest.fixture
+async def book(label, monkeypatch):
+    monkeypatch.setattr(session_book, "LOOK_SECONDS", 0.05)
+    made = session_book.SessionBook("trial", MANIFEST, [label])
+    keeping = asyncio.create_task(made.keep())
+    yield made
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)
+
+
+async def until(condition):
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+async def test_a_session_is_replaced_when_its_worker_went_away(label, book):
+    await until(lambda: label in book.open)
+    first = book.open[label]
+    await close_session(first, "Dropped", "the worker was stopped")
+    await until(lambda: book.open[label] != first)
+    assert book.attempts[label] == 2
+    assert (await session_state(book.open[label])).type == "SCHEDULED"
+
+
+async def test_a_restarted_coordinator_goes_on_with_the_open_session(label, book):
+    await until(lambda: label in book.open)
+    first = book.open[label]
+    again = session_book.SessionBook("trial", MANIFEST, [label])
+    await again._serve(label)
+    assert again.open[label] == first
+    await cancel_session(first)  # what has ended is not opened again, whoever opened it
+    third = session_book.SessionBook("trial", MANIFEST, [label])
+    await third._serve(label)
+    assert third.attempts[label] == 2
+    assert third.open[label] != first
+
+
+async def test_a_site_that_was_lost_gets_a_session_for_its_return(label, book):
+    await until(lambda: label in book.open)
+    first = book.open[label]
+    async with scrubbed_client() as client:
+        await client.set_flow_run_state(first, Running(), force=True)
+    book.lost(label, "no masked update in round 3")
+    book.lost("nobody", "it has no session")
+    await until(lambda: book.open[label] != first)
+    assert await session_state(first) == SessionState(
+        "CRASHED", "Dropped", "no masked update in round 3"
+    )
+
+
+async def test_what_no_worker_took_is_cancelled_at_the_end_at_once(label, book):
+    await until(lambda: label in book.open)
+    ends = await asyncio.wait_for(book.finish(600), 60)
+    assert set(ends) == {label}
+    assert (await session_state(book.open[label])).type == "CANCELLED"
+
+
+async def test_sessions_are_caught_up_with_when_the_server_is_back(label, monkeypatch):
+    away = session_book.SessionBook("trial", MANIFEST, [label])
+    with temporary_settings({"api.url": "http://127.0.0.1:9/api"}), monkeypatch.context() as short:
+        short.setattr(session_book, "REQUEST_SECONDS", 0.5)
+        await away._try(away._serve(label))
+        assert not away.open
+        assert await away.finish(0.1) == {}
+    await away._try(away._serve(label))
+    assert label in away.open
