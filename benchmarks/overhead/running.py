@@ -55,7 +55,7 @@ def prefect_server(kind: str, folder: Path) -> Iterator[LocalPrefectServer]:
     if kind == "sqlite":
         server = LocalPrefectServer(folder / "prefect")
         try:
-            server.start()
+            server.start(timeout=300.0)
             yield server
         finally:
             server.stop()
