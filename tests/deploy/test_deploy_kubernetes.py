@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from servers import binary
 
 ROOM = Path(__file__).parents[2] / "deploy/kubernetes"
 VALIDATE = Path(sys.executable).parent / "kubernetes-validate"
@@ -25,7 +25,9 @@ def written():
 @pytest.fixture(scope="module")
 def built():
     """What `kubectl apply -k` would send."""
-    kubectl = binary("kubectl", "kubernetes-client")
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("kubectl is not installed: what it would build was not looked at")
     done = subprocess.run(
         [kubectl, "kustomize", ROOM / "overlays/example"], capture_output=True, text=True
     )
