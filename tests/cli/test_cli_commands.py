@@ -46,6 +46,12 @@ COMMANDS = [
     ("ledger", "export"),
     ("audit", "verify"),
     ("audit", "empirical"),
+    ("doctor",),
+    ("exchange", "copy"),
+    ("exchange", "serve"),
+    ("prefect", "automations"),
+    ("prefect", "deploy"),
+    ("prefect", "status"),
 ]
 PLAN = "flows/plans/randhie.toml"
 
