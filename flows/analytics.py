@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from prefect.artifacts import ImageArtifact, TableArtifact
+from prefect.artifacts import MarkdownArtifact, TableArtifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
@@ -59,7 +59,9 @@ async def analytics(job: str = "all jobs") -> State[Any]:
     for artifact in (
         TableArtifact(key=f"participation-{one}-jobs", table=job_rows(jobs), description=about),
         TableArtifact(key=f"participation-{one}-sites", table=sites, description=about),
-        ImageArtifact(key=f"participation-{one}-chart", image_url=svg_url(picture)),
+        MarkdownArtifact(
+            key=f"participation-{one}-chart", markdown=f"![rounds by site]({svg_url(picture)})"
+        ),
     ):
         await attempt(lambda artifact=artifact: create(artifact))  # type: ignore[misc]
     sums = sum(found.sums for found in jobs)

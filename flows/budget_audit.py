@@ -94,4 +94,4 @@ def _audit() -> tuple[AuditReport, str]:
         write_audit(report.as_dict(), page, folder=coordinator.settings.exchange, when=when)
     except OSError:
         return report, ""
-    return report, str(page)
+    return report, page.name

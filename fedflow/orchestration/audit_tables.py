@@ -70,7 +70,7 @@ def audit_summary(report: AuditReport, missing: str | None, page: str) -> str:
     if findings:
         lines += ["## Findings", "", *table(findings[:_MOST]), ""]
     if page:
-        lines.append(f"All of it, with ε of every account: `{page}` on the auditor's machine.")
+        lines.append(f"All of it, with ε of every account: `{page}` in the auditor's folder.")
     return "\n".join(lines)
 
 

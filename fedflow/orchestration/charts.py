@@ -110,7 +110,9 @@ def _attendance(
 
 
 def _rounds_axis(last: int, y: float) -> list[str]:
-    marks = sorted({1, *(round(last * i / 5) or 1 for i in range(1, 6))})
+    marks = list(range(1, last + 1))
+    if last > 12:
+        marks = sorted({1, *(round(last * i / 5) for i in range(1, 6))})
     return [_text(_x(m, last), y + 16, str(m), 11, MUTED, anchor="middle") for m in marks]
 
 

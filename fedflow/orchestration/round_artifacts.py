@@ -14,7 +14,6 @@ from uuid import UUID
 from weakref import WeakKeyDictionary
 
 from prefect.artifacts import (
-    ImageArtifact,
     MarkdownArtifact,
     ProgressArtifact,
     TableArtifact,
@@ -70,7 +69,7 @@ async def publish_rounds(live: LiveJob) -> None:
 
 
 async def publish_end(live: LiveJob, state: str, reason: str = "") -> None:
-    """Publish how the job ended: both tables, a picture of its rounds, and a summary.
+    """Publish how the job ended: both tables, and a summary with a picture.
 
     ``state`` is the word for it ("completed", "aborted", …). The report of the job is written into
     the coordinator's folder. Waits for the server a few seconds, and no longer.
@@ -80,22 +79,21 @@ async def publish_end(live: LiveJob, state: str, reason: str = "") -> None:
     await asyncio.gather(shown.progress.settle(), shown.rounds.settle())
     report = await asyncio.to_thread(write_job_report, runner, state, reason)
     text = round_tables.summary(job, records, runner.model_digest.hex()[:12], state, reason, report)
+    if records:
+        picture = svg_url(rounds_chart(f"{job.id}, round by round", records, len(job.labels)))
+        text += f"\n\n![rounds of {job.id}]({picture})\n"
     wanted: list[Callable[[], Awaitable[None]]] = [
         partial(create, MarkdownArtifact(key=f"{job.id}-summary", markdown=text))
     ]
     if records:
-        picture = svg_url(rounds_chart(f"{job.id}, round by round", records, len(job.labels)))
-        wanted += [
-            partial(_tables, job.id, records[-1], records),
-            partial(create, ImageArtifact(key=f"{job.id}-chart", image_url=picture)),
-        ]
+        wanted.append(partial(_tables, job.id, records[-1], records))
     for publish in wanted:  # one after the other: an SQLite server takes one writer
         if not await attempt(publish, PATIENCE / 2):
             return
 
 
 def write_job_report(runner: JobRunner, state: str, reason: str) -> str:
-    """Write the HTML report of a job beside its checkpoint; its path, empty when it could not be.
+    """Write the HTML report of a job beside its checkpoint; where it is in the folder, or empty.
 
     It says what a coordinator knows: no site's budget is in it.
     """
@@ -114,7 +112,7 @@ def write_job_report(runner: JobRunner, state: str, reason: str) -> str:
     }
     path: Path = runner.coordinator.state_path(job.id).with_name("report.html")
     try:
-        return str(write_report(facts, path))
+        return str(write_report(facts, path).relative_to(runner.coordinator.path))
     except Exception:
         return ""  # a report is not worth a job
 

@@ -101,16 +101,20 @@ def summary(
         "sent by all sites": words.size(sum(sum(r.bytes.values()) for r in records)),
     }
     if report:
-        facts["report"] = f"`{report}` on the coordinator's machine"
+        facts["report"] = f"`{report}` in the coordinator's folder"
     lines = [f"# {job.id}: {state}", ""]
     if reason:
         lines += [f"{cell(reason)}", ""]
-    lines += ["|  |  |", "|---|---|", *(f"| {k} | {v} |" for k, v in facts.items()), ""]
+    first, *rest = (f"| {k} | {v} |" for k, v in facts.items())
+    lines += [first, "|---|---|", *rest, ""]
     lines += ["## Sites", "", *table(attendance(job.labels.values(), records)), ""]
-    trouble = [f"- round {r.number}: {_words_of(r)}" for r in records if r.refused or r.dropped]
+    trouble: dict[str, list[int]] = {}
+    for r in records:
+        if r.refused or r.dropped:
+            trouble.setdefault(_words_of(r), []).append(r.number)
     if trouble:
-        shown = trouble[:MOST_ROUNDS]
-        lines += ["## Refusals and losses", "", *shown, ""]
+        shown = [f"- {_rounds(numbers)}: {what}" for what, numbers in trouble.items()]
+        lines += ["## Refusals and losses", "", *shown[:MOST_ROUNDS], ""]
     lines.append(
         "What each site has spent is in its own ledger and known to nobody else:"
         " `fedflow site status` there, `fedflow audit verify` over exported ledgers."
@@ -134,6 +138,15 @@ def cell(value: object) -> str:
     for sign in "\\`*_[]<>|#":
         line = line.replace(sign, f"\\{sign}" if sign not in "<>" else f"&#{ord(sign)};")
     return line
+
+
+def _rounds(numbers: Sequence[int]) -> str:
+    """``round 3``, ``rounds 1 to 8``, or ``5 rounds from 1 to 8`` where some are missing."""
+    first, last = numbers[0], numbers[-1]
+    if first == last:
+        return f"round {first}"
+    whole = last - first + 1 == len(numbers)
+    return f"rounds {first} to {last}" if whole else f"{len(numbers)} rounds from {first} to {last}"
 
 
 def _words_of(record: RoundRecord) -> str:
