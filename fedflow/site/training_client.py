@@ -44,6 +44,7 @@ class TrainingClient:
     def __init__(self, log: IO[bytes] | Path) -> None:
         self._log = log
         self._process: asyncio.subprocess.Process | None = None
+        self._starting: asyncio.Task[asyncio.subprocess.Process] | None = None
         self._busy = asyncio.Lock()
 
     async def start(self) -> None:
@@ -52,8 +53,21 @@ class TrainingClient:
             await self._ensure()
 
     async def _ensure(self) -> asyncio.subprocess.Process:
-        if self._process is not None and self._process.returncode is None:
-            return self._process
+        """The process, ready. Whoever gives up waiting does not stop its start: loading torch can
+        take longer than a short round, and would begin anew in each.
+        """
+        if self._starting is None:
+            if self._process is not None and self._process.returncode is None:
+                return self._process
+            self._starting = asyncio.create_task(self._spawn())
+        starting = self._starting
+        try:
+            return await asyncio.shield(starting)
+        finally:
+            if starting.done():
+                self._starting = None
+
+    async def _spawn(self) -> asyncio.subprocess.Process:
         environment = {k: os.environ[k] for k in _ENVIRONMENT if k in os.environ}
         environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         log = open(self._log, "ab") if isinstance(self._log, Path) else self._log  # noqa: SIM115
@@ -119,6 +133,7 @@ class TrainingClient:
         self, header: dict[str, Any], model: bytes
     ) -> tuple[dict[str, Any], npt.NDArray[np.uint8]]:
         """One answer, whole; a process that ended before it reads as one that says so."""
+        process: asyncio.subprocess.Process | None = None
         try:
             process = await self._ensure()
             await self._send(process, header, model)
@@ -129,7 +144,9 @@ class TrainingClient:
                 raise
             return {"ok": False, "code": _DIED, "message": error.message}, np.empty(0, np.uint8)
         except BaseException:
-            await self._kill()
+            if process is not None:  # it works on what nobody waits for any more
+                await self._kill()
+                self._starting = asyncio.create_task(self._spawn())  # for the next request
             raise
 
     def forget(self) -> None:
@@ -192,6 +209,10 @@ class TrainingClient:
 
     async def close(self) -> None:
         """End the process."""
+        starting, self._starting = self._starting, None
+        if starting is not None:
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
         await self._kill()
 
 
