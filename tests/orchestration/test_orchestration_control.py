@@ -102,8 +102,7 @@ class Federation:
             runs = await client.read_flow_runs(flow_run_filter=name)
         return max(runs, key=lambda run: run.created)
 
-    async def set_state(self, state):
-        run = await self.flow_run()
+    async def set_state(self, run, state):
         async with scrubbed_client() as client:
             return await client.set_flow_run_state(run.id, state)
 
@@ -147,7 +146,7 @@ async def test_cancel_ends_the_sites_for_good(federation):
         site.trainer.gate.clear()
     federation.start()
     await federation.until(federation.orders)
-    await federation.set_state(Cancelling())
+    await federation.set_state(await federation.flow_run(), Cancelling())
     assert await federation.ended() == 1
     ends = await federation.room.ends()
     assert {(end.outcome, end.code) for end in ends.values()} == {("completed", "cancelled")}
@@ -162,11 +161,12 @@ async def test_a_pause_waits_at_the_end_of_the_round(federation):
         site.trainer.gate.clear()  # the first round stays open until all is set
     first = federation.start()
     await federation.until(federation.orders)
+    run = await federation.flow_run()
     federation.start()  # one is enough
     assert await federation.ended() == 1
     assert f"coordinated already, by process {first.pid} on" in federation.log.read_text()
     federation.process = first
-    await federation.set_state(Paused(timeout_seconds=600))
+    await federation.set_state(run, Paused(timeout_seconds=600))
     await asyncio.sleep(4 * control.POLL_SECONDS)
     for site in federation.room.sites.values():
         site.trainer.gate.set()
@@ -175,7 +175,6 @@ async def test_a_pause_waits_at_the_end_of_the_round(federation):
     assert federation.rounds_done() == [1]
     assert len(federation.orders()) == 1
     assert all(not site.task.done() for site in federation.room.sites.values())
-    run = await federation.flow_run()
     async with scrubbed_client() as client:
         await client.resume_flow_run(run.id)
     assert await federation.ended() == 0, federation.log.read_text()
