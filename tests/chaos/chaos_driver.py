@@ -26,8 +26,8 @@ from fedflow.exchange import layout
 #: is tested is that it recovers, and from a kill every second nothing does.
 PATIENCE = 8
 #: A job, a sum, and what follows a job must be there after so long without any kill (seconds).
-QUIET_SECONDS = 150.0
-SESSION_SECONDS = 120.0
+QUIET_SECONDS = 240.0
+SESSION_SECONDS = 180.0
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 #: Restart of what ended by itself, as with ``RestartSec=1``.
 RESTART_SECONDS = 1.0

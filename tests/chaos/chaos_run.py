@@ -75,7 +75,8 @@ class Run:
             interrupted = True
             print("\ninterrupted: ending what was started", flush=True)
         finally:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
             self.tally.seconds += time.monotonic() - self.began
             self._save()
             driver.stop()

@@ -21,12 +21,13 @@ def run(tmp_path_factory):
     command = [sys.executable, str(SCRIPT), "--kills", "25", "--exchange", "folder"]
     command += ["--server", "sqlite", "--rounds", "6", "--every", "0.8", "--keep", str(folder)]
     done = subprocess.run(
-        command, capture_output=True, text=True, env=dict(os.environ), check=False, timeout=290
+        command, capture_output=True, text=True, env=dict(os.environ), check=False, timeout=850
     )
     return folder, done
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_twenty_five_kills_are_survived(run):
     folder, done = run
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
@@ -38,6 +39,7 @@ def test_twenty_five_kills_are_survived(run):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_checks_find_what_is_broken(run):
     """Each of these, done to a copy of nothing else, must be told: the checks can fail."""
     from chaos_checks import Findings, JobCheck, check_price, read_ledger
