@@ -28,11 +28,13 @@ from fedflow.site.reasons import public_reason
 from fedflow.site.round import Progress, SiteServices, take_part
 from fedflow.site.spool import clear_leftovers
 from fedflow.wire.messages import (
+    STOPPED,
     Countersignature,
     Decline,
     Hello,
     JobEnd,
     Order,
+    farewell,
     labelled_hash,
     leaves_job,
 )
@@ -42,6 +44,8 @@ log = logging.getLogger("fedflow.site")
 
 #: How long to wait for a manifest that was announced but is not in the exchange yet (seconds).
 MANIFEST_SECONDS = 30.0
+#: How long a site that is stopped tries to say so (seconds).
+FAREWELL_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ class Session:
 
     async def run(self) -> SessionEnd:
         """Take part until the job ends; never raises but for cancellation."""
+        admitted: Admitted | None = None
         try:
             admitted = await self._admit()
             following = Following(
@@ -86,6 +91,8 @@ class Session:
             first = await self._where_to_join(admitted)
             return await self._answer_orders(admitted, following, first)
         except asyncio.CancelledError:
+            if admitted is not None:
+                await self._say_farewell(admitted)
             return SessionEnd("cancelled", "cancelled", "ended on request")
         except Missed:
             return SessionEnd("error", "no-manifest", "the job's manifest is not in the exchange")
@@ -130,6 +137,15 @@ class Session:
         log.info("joined job %s as site %d", self._job, admitted.index)
         return admitted
 
+    async def _say_farewell(self, job: Admitted) -> None:
+        """Say that nobody need wait for this start any more. It is a courtesy: it may fail."""
+        session = farewell(self._start)
+        hello = seal(self._services.identity, Hello(job.digest, job.index, session))
+        key = layout.hello(self._job, job.index, session)
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(FAREWELL_SECONDS):
+                await base.put(self._services.exchange, key, hello)
+
     async def _hold_ledger(self, job: Admitted) -> None:
         """Refusal unless the ledger is the newest, as far as this site's own signatures show."""
         anchoring = self._services.anchoring(job)
@@ -167,6 +183,11 @@ class Session:
                     following,
                     vouches=vouches,
                 )
+            except asyncio.CancelledError:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(FAREWELL_SECONDS):
+                        await self._decline(job, data, sequence, STOPPED, "the site was stopped")
+                raise
             except Missed as missed:
                 log.warning("order %d went on without this site (%s)", sequence, missed)
             except FedflowError as error:
@@ -209,6 +230,7 @@ class Session:
         """
         exchange, poll = self._services.exchange, self._services.poll_seconds
         outcome = (layout.transcript(self._job, sequence - 1),) if sequence > 1 else ()
+        first = time.monotonic()
         while (left := job.manifest.not_after - time.time()) >= 0:
             began, news = time.monotonic(), (layout.end(self._job), *outcome)
             try:
@@ -217,7 +239,7 @@ class Session:
                     layout.order(self._job, sequence),
                     layout.MAX_SEALED_BYTES,
                     seconds=min(left, LONGEST_WAIT),
-                    poll=poll,
+                    poll=base.pause(exchange, poll, began - first),
                     unless=news,
                 )
             except Violation:
