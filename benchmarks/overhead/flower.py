@@ -15,10 +15,12 @@ import subprocess
 import tempfile
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from benchmarks.figures import WrongResult
 from benchmarks.secagg.versus import python_of
+from fedflow.tied import die_with_parent
 
 APPS = Path(__file__).parents[1] / "peers/flwr_overhead"
 NODES = 3
@@ -61,7 +63,12 @@ def flower_rounds(kind: str) -> tuple[float, ...]:
         def start(name: str, *arguments: str) -> None:
             with open(folder / f"{name}.log", "wb") as log:
                 process = subprocess.Popen(
-                    arguments, env=environment, stdout=log, stderr=log, start_new_session=True
+                    arguments,
+                    env=environment,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    preexec_fn=partial(die_with_parent, signal.SIGTERM),
                 )
             stack.callback(_end, process)
 
@@ -80,15 +87,18 @@ def flower_rounds(kind: str) -> tuple[float, ...]:
                 *("--port", str(_free_port()), "--node-config", f"partition-id={number}"),
             )
         app = shutil.copytree(APPS / kind, folder / kind)
-        done = subprocess.run(
-            [str(programs / "flwr"), "run", str(app), "--stream"],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=RUN_SECONDS,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                [str(programs / "flwr"), "run", str(app), "--stream"],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=RUN_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise WrongResult(f"the peer's run took over {RUN_SECONDS:g} s") from None
         return rounds_in(done.stdout)
 
 
