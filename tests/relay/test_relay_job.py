@@ -13,6 +13,7 @@ from fedflow.coordinator.job import write_roster
 from fedflow.crypto.identity import Identity
 from fedflow.exchange import MemoryExchange, layout, open_exchange
 from fedflow.exchange.copying import copy_job
+from fedflow.exchange.places import OF_SITE, place
 from fedflow.relay.limits import Limits
 from fedflow.relay.store import FolderStore
 from fedflow.wire.membership import FederationRoster, Role
@@ -67,9 +68,9 @@ async def test_a_job_over_a_relay_copied_and_audited(over_relay, tmp_path, monke
     assert rounds == room.plan.plan.rounds
     objects = await room_objects(relay, room)
     for index, label in enumerate(sorted(room.sites)):
-        puts = sum(f"/{index}" in key.replace("-", "/") for key in objects if own(key))
-        # A message to each of four legs, order, transcript and sum, and what only starts it.
-        assert requests[label] < 6 * puts + 60, (requests, puts)
+        puts = sum(place(key).site == index and place(key).kind in OF_SITE for key in objects)
+        # Each answer of the coordinator, and what is read of an outcome, in about one request.
+        assert requests[label] < 6 * puts + 40, (requests, puts)
 
     folder = tmp_path / "audit"
     target = folder / "exchange"
@@ -87,10 +88,6 @@ async def test_a_job_over_a_relay_copied_and_audited(over_relay, tmp_path, monke
         site.ledger.export(folder / "audit" / "ledgers" / f"{label}.jsonl")
     report = verify_folder(folder)
     assert report.ok, report.as_dict()["findings"]
-
-
-def own(key):
-    return "/up/" in key or "/hello/" in key or "/countersign/" in key
 
 
 async def room_objects(relay, room):
