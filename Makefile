@@ -12,7 +12,7 @@ PARALLEL ?= -n auto --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast bench data-mnist data-boston peer-flwr chaos fuzz lint types lock clean
+.PHONY: help setup demo test test-fast bench data-mnist data-boston peer-flwr chaos fuzz docs lint types lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -60,6 +60,9 @@ fuzz: $(READY) .fuzz/.ready ## Fuzz everything that reads the bytes of others; F
 	$(PYTHON) -m venv .fuzz
 	.fuzz/bin/pip install --quiet atheris==3.0.0
 	@touch $@
+
+docs: $(READY) ## Build the documentation into .site; open .site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 lint: $(READY) ## ruff: rules and formatting
 	$(BIN)/ruff check .
