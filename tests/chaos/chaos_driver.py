@@ -47,6 +47,7 @@ class Tally:
     zombies: int = 0  # runs of killed coordinators that Prefect still shows as running
     longest_stall: float = 0.0
     seconds: float = 0.0
+    processor_seconds: float = 0.0  # of everything that was started
 
     @property
     def total(self) -> int:

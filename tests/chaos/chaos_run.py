@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import os
+import resource
 import secrets
 import signal
 import sys
@@ -80,6 +81,8 @@ class Run:
             self.tally.seconds += time.monotonic() - self.began
             self._save()
             driver.stop()
+            used = resource.getrusage(resource.RUSAGE_CHILDREN)
+            self.tally.processor_seconds += used.ru_utime + used.ru_stime
             federation.close()
         return self._end(driver, interrupted)
 
@@ -250,6 +253,7 @@ def table(tally: Tally, counts: Counter[str], audited: str, answered: Counter[st
         ("longest time without a sum", f"{tally.longest_stall:.1f} s"),
         ("audit", audited),
         ("seconds", f"{tally.seconds:.0f}, {tally.seconds / max(kills, 1):.1f} per kill"),
+        ("of a processor", f"{tally.processor_seconds:.0f}"),
     ]
     width = max(len(name) for name, _ in rows)
     return [f"{name:<{width}}  {value}" for name, value in rows]
