@@ -190,7 +190,8 @@ def show(
     console.print(f"authority {authority.identity.public.fingerprint()}")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("label", "role", "fingerprint", "until", "state"):
-        table.add_column(heading, no_wrap=heading != "state")
+        whole = heading in ("fingerprint", "until")  # a fingerprint is compared whole or not at all
+        table.add_column(heading, no_wrap=whole, overflow="fold")
     for member in sorted(roster.members, key=lambda m: (m.role, m.label, m.revoked or 1 << 62)):
         facts = _facts(member, now)
         table.add_row(
