@@ -23,6 +23,7 @@ from fedflow.orchestration.local_server import free_port
 from fedflow.site.config import init_site
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.timeout(1200)  # an installation on a busy machine
 FILE = ROOT / "deploy/docker/Dockerfile"
 WITH_SECRETS = ROOT / "deploy/docker/with-secrets"
 HERE = Path(sys.executable).parent
@@ -120,7 +121,7 @@ def test_the_commands_that_build_an_image_do(tmp_path):
             env=environment(),
             capture_output=True,
             text=True,
-            timeout=280,
+            timeout=1000,
         )
         assert done.returncode == 0, (command, done.stdout[-2000:], done.stderr[-2000:])
 
