@@ -284,8 +284,8 @@ def main() -> None:
     except Exception as error:
         kind = type(error).__name__
         raise SystemExit(
-            f"fedflow: Prefect could not be told how this run ended ({kind}). What was done is in"
-            f" the coordinator's folder and the exchange. Go on with: {again}"
+            f"fedflow: Prefect did not answer when this run began or ended ({kind}). What was done"
+            f" is in the coordinator's folder and the exchange. Go on with: {again}"
         ) from None
     if state.name == "Stopped":
         raise SystemExit(f"fedflow: {state.message}. Go on with: {again}")
