@@ -16,10 +16,11 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from fedflow.errors import FedflowError, Refusal
-from fedflow.exchange import layout, open_exchange
+from fedflow.exchange import base, layout, open_exchange
 from fedflow.privacy.ledger import Ledger
 from fedflow.site.alarms import BudgetAlarms
 from fedflow.site.config import SiteFolder, lock_site, open_site
+from fedflow.site.mailbox import is_there
 from fedflow.site.round import SiteServices
 from fedflow.site.session import Session, SessionEnd
 from fedflow.site.socket_protocol import (
@@ -214,20 +215,34 @@ class SiteAgent:
                 self._alarms.told(news)
 
     async def _follow_exchange(self) -> None:
-        """Join every job whose manifest appears in the exchange and admits this site."""
+        """Join every job whose manifest appears in the exchange and admits this site.
+
+        An exchange that is away, or that refuses this site, is asked again later.
+        """
         seen: set[str] = set()
-        exchange = self._services.exchange
+        exchange, refused = self._services.exchange, ""
         while True:
-            with contextlib.suppress(OSError):
-                for job in exchange.list("jobs"):
-                    if job in seen or exchange.get(layout.end(job)) is not None:
+            try:
+                for job in await base.names(exchange, "jobs"):
+                    if job in seen:
                         continue
                     seen.add(job)
+                    if await is_there(exchange, layout.end(job), layout.MAX_SEALED_BYTES):
+                        continue
                     session = self._open(job, None).task
                     # not awaited itself: it would take our cancellation for its own, and end well
                     await asyncio.wait({session})
                     end = session.result()
                     log.info("job %s: %s %s %s", job, end.outcome, end.code, end.reason)
+                    if end.outcome == "error":  # nothing was decided: try again
+                        seen.discard(job)
+                refused = ""
+            except OSError:
+                pass
+            except FedflowError as error:
+                if error.message != refused:  # once, not every second
+                    log.warning("the exchange cannot be used: %s", error.message)
+                refused = error.message
             await asyncio.sleep(max(self._services.poll_seconds, 1.0))
 
 
