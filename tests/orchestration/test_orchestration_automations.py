@@ -94,8 +94,9 @@ async def test_installing_twice_changes_nothing_and_repairs_edits(on_server):
     assert sorted(changed.values()) == ["unchanged", "updated"]
     async with scrubbed_client() as client:  # a copy somebody made, and a switch somebody turned
         for found in await client.read_automations():
-            await client.create_automation(found)
             await client.pause_automation(found.id)
+        for copy in automations.recovery(300):
+            await client.create_automation(copy)
     assert set((await automations.install(Wishes(silence=300))).values()) == {"updated"}
     listed = await automations.installed()
     assert len(listed) == len(first)
