@@ -197,6 +197,7 @@ async def install(wishes: Wishes) -> dict[str, Change]:
     async with scrubbed_client() as client:
         for automation in await wanted(wishes, client):
             found = await client.read_automations_by_name(automation.name)
+            automation.enabled = True  # a client sends only what was set
             if not found:
                 await client.create_automation(automation)
                 done[automation.name] = "installed"
