@@ -29,6 +29,7 @@ from prefect.exceptions import Pause
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from fedflow.coordinator.lease import held
+from fedflow.coordinator.observed import observed
 from fedflow.coordinator.runner import JobRunner, RoundRecord, Superseded
 from fedflow.coordinator.settings import open_coordinator
 from fedflow.errors import Aborted, FedflowError, InputError, Misuse
@@ -86,7 +87,8 @@ async def federated_training(job: str, sessions: bool = True) -> State[Any]:
         async with controlled(context.flow_run.id) as control:
             with held(coordinator.lease_path(job), job):
                 runner = await patiently(lambda: JobRunner(coordinator, job))
-                state = await _coordinate(runner, control, sessions)
+                async with observed(runner):
+                    state = await _coordinate(runner, control, sessions)
             if state.name != "Stopped":
                 await control.until_reachable(REPORT_SECONDS)
     except controls.Suspended as suspended:

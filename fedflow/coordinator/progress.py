@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,8 @@ class JobProgress:
         self._state = first_state(manifest)
         self._sequence = 0
         self._attempts = Attempts()
+        #: Told every event, beside the log: name and facts.
+        self.watchers: list[Callable[[str, Mapping[str, Any]], None]] = []
         self._load()
         self._vector = flatten(decode_model(self._blob(self._state.model), spec))
 
@@ -67,9 +70,7 @@ class JobProgress:
             self.records, self._state = found.records, found.state
             self._sequence, self._attempts = found.sequence, Attempts(found.tries)
         elif not self.job.plan.plan.rounds:
-            self.records = [
-                RoundRecord(number=1, finished=False)
-            ]  # nothing is trained, only scored
+            self.records = [RoundRecord(number=1, finished=False)]  # only scored, never trained
 
     def resume(self) -> list[Order]:
         """Take over what was published since the checkpoint; the orders whose sums were taken.
@@ -128,6 +129,8 @@ class JobProgress:
         """Append one line to the job's event log, for whoever watches."""
         with open(self.coordinator.events_path(self.job.id), "a") as file:
             file.write(json.dumps({"event": name, "time": time.time(), **facts}) + "\n")
+        for watcher in self.watchers:
+            watcher(name, facts)
 
     @property
     def next_round(self) -> int:

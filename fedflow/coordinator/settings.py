@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,6 +14,7 @@ from fedflow.exchange import Exchange, open_exchange, resolve_url
 from fedflow.federation.keys import passphrase
 from fedflow.federation.members import RosterMemory
 from fedflow.settings_file import load_toml, toml_string
+from fedflow.telemetry.endpoint import ADDRESS
 
 COORDINATOR_TEMPLATE = """\
 # The coordinator of a federation. Relative paths are relative to this folder.
@@ -20,6 +22,8 @@ exchange = {exchange}       # the mailbox shared with the sites: a folder or an 
 authority = {authority}     # public key (hex) whose manifests this coordinator runs
 poll_seconds = 0.03           # how often it looks for answers
 max_attempts = 3              # orders for one round before the job gives up
+metrics = ""                  # host:port for Prometheus, such as "127.0.0.1:9465"; empty for none
+log_format = "text"           # coordinator.log for people; "json" for machines
 """
 
 
@@ -34,6 +38,10 @@ class CoordinatorSettings(BaseModel):
     )
     poll_seconds: float = Field(gt=0, le=60, description="seconds between looks at the exchange")
     max_attempts: int = Field(ge=1, le=100, description="orders for one round")
+    metrics: str = Field(default="", pattern=ADDRESS, description="host:port, or empty for none")
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="form of coordinator.log"
+    )
 
 
 @dataclass(frozen=True)

@@ -134,8 +134,10 @@ def test_no_module_can_run_what_a_peer_sent():
         assert not {c for c in called if c.endswith((".loads", ".load")) and "pickle" in c}, path
         if {c for c in called if c.endswith(("import_module", "entry_points"))}:
             importing.add(path)
-    # The allow-list of installed workloads, by name, is the one place that imports by name.
-    assert importing <= {"learning/workload.py", "__init__.py", "cli/main.py"}, importing
+    # Workloads are found by name among what is installed, and the doctor lists those names without
+    # importing anything; a task runner's name is one of a few written down in the code.
+    known = {"learning/workload.py", "doctor/local.py", "orchestration/scale_out.py"}
+    assert importing <= known | {"__init__.py", "cli/main.py"}, importing
 
 
 # ---- differencing, retries, second releases

@@ -173,7 +173,7 @@ def test_a_good_plan_shows_its_cost_and_thresholds(fedflow, plan):
         ({"noise_multiplier": "noise_multiplier = -1.0"}, "noise_multiplier"),
         ({"clipping_norm": "cliping_norm = 1.0"}, "clipping_norm"),
         ({"rounds": 'rounds = "many"'}, "rounds"),
-        ({"rounds": "rounds = 0"}, "rounds"),
+        ({"rounds": "rounds = -1"}, "rounds"),
         ({"sample_rate": "sample_rate = 1.5"}, "sample_rate"),
         ({"delta": "delta = nan"}, "delta"),
         ({"workload": "workload = ["}, "plan.toml:"),

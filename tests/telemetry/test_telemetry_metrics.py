@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 
+from fedflow.coordinator.observed import observed
 from fedflow.errors import InputError
 from fedflow.telemetry import endpoint
 from fedflow.telemetry.endpoint import Pulse, serve_metrics
@@ -177,3 +178,26 @@ def test_a_log_file_is_the_operators_alone(tmp_path, form):
         handler.close()
     assert path.stat().st_mode & 0o077 == 0
     assert path.read_text().rstrip().endswith('"message": "hello"}' if form == "json" else "hello")
+
+
+async def test_a_coordinators_events_are_counted_and_logged(tmp_path):
+    class Settings:
+        metrics, log_format = "127.0.0.1:0", "json"
+
+    class Coordinator:
+        path, settings = tmp_path, Settings
+
+    class Job:
+        coordinator = Coordinator
+        watchers = []  # noqa: RUF012
+
+    async with observed(Job) as port:
+        for watcher in Job.watchers:
+            watcher("round-done", ROUND)
+        logging.getLogger("fedflow.coordinator").warning("the sum of order 3 is not taken")
+        text = (await asyncio.to_thread(fetch, port, "/metrics"))[1]
+        assert "fedflow_coordinator_rounds_total 1.0" in text
+        assert (await asyncio.to_thread(fetch, port, "/readyz"))[0] == 200
+    assert Job.watchers == []
+    line = json.loads((tmp_path / "coordinator.log").read_text())
+    assert line["message"] == "the sum of order 3 is not taken"
