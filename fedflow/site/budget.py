@@ -24,7 +24,7 @@ def open_accounts(dataset: Dataset, ledger: Ledger, job: Admitted) -> None:
     plan. Refusals: ``budget-mismatch`` when ledger and policy disagree, ``budget-exhausted``,
     ``bad-budget``, ``wrong-unit``. Charges nothing.
     """
-    for kind in Kind:
+    for kind in _kinds(job):
         _open(dataset, ledger, job, kind)
         if dataset.accounting == ADAPTIVE:
             ledger.check(job.account(kind), job.event(kind))
@@ -46,7 +46,7 @@ def commit_plans(dataset: Dataset, ledger: Ledger, job: Admitted) -> None:
     """
     if dataset.accounting != FIXED_PLAN:
         return
-    for kind in Kind:
+    for kind in _kinds(job):
         ledger.commit_plan(
             job.account(kind),
             job.event(kind),
@@ -56,6 +56,11 @@ def commit_plans(dataset: Dataset, ledger: Ledger, job: Admitted) -> None:
             spare=dataset.spare_rounds,
             delta=job.plan.privacy.delta,
         )
+
+
+def _kinds(job: Admitted) -> list[Kind]:
+    """What the plan releases at all: one that only scores needs no account to train from."""
+    return [kind for kind in Kind if _releases(job, kind)]
 
 
 def _releases(job: Admitted, kind: Kind) -> int:
