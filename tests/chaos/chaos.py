@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--server", choices=("sqlite", "postgres"), default="postgres")
     out.add_argument("--sites", type=int, default=4, help="3 are needed for a sum")
     out.add_argument("--rounds", type=int, default=8, help="training rounds of a job")
-    out.add_argument("--every", type=float, default=1.5, help="mean seconds between two kills")
+    out.add_argument("--every", type=float, default=1.0, help="mean seconds between two kills")
     out.add_argument("--leg-seconds", type=float, default=4.0, help="time for each leg")
     out.add_argument("--seed", type=int, help="of an earlier run, to repeat it as far as it goes")
     out.add_argument("--keep", type=Path, help="folder to work in; kept, and gone on with if used")

@@ -25,7 +25,7 @@ STORMS = 0.08  # share that take two or three at once
 #: Delay after the event, seconds, log-uniform: from the next system call to the next message.
 NEAR, FAR = 1e-5, 3e-2
 #: How long an aimed kill waits for its event; it falls anyway after that.
-EVENT_SECONDS = 8.0
+EVENT_SECONDS = 6.0
 #: Everything that is aimed at, each as often as every other, however often it happens.
 MOMENTS = (
     *(f"up {leg}" for leg in ("advert", "shares", "vector", "masked", "signed", "unmask")),

@@ -90,7 +90,8 @@ class Run:
         driver.start_all(120.0, federation.ready)
         exchange = self.world.stored()
         while self.job or self.tally.total < self.options.kills:
-            if not self.job:
+            resumed = bool(self.job)
+            if not resumed:
                 self.tally.jobs += 1
                 self.job = f"chaos-{self.tally.jobs:04d}"
             self._save()
@@ -106,7 +107,8 @@ class Run:
                 check_price(paid, self.findings)
             check = JobCheck(self.world, exchange, job, self.findings)
             outcome = check.run(ledgers)
-            driver.check_deadlines(job, check.orders, GRACE_SECONDS)
+            if not resumed:  # else nobody was there to end its orders
+                driver.check_deadlines(job, check.orders, GRACE_SECONDS)
             count(self.tally.outcomes, outcome)
             if outcome != "completed":
                 self.findings.say(f"{self.job} ended as {outcome}")
