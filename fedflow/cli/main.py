@@ -22,6 +22,7 @@ from fedflow.cli import (
     plan,
     prefect,
     site,
+    workload,
 )
 from fedflow.cli.demo import demo
 from fedflow.cli.doctor import doctor
@@ -50,6 +51,7 @@ app.add_typer(ledger.app, name="ledger")
 app.add_typer(audit.app, name="audit")
 app.add_typer(prefect.app, name="prefect")
 app.add_typer(exchange.app, name="exchange")
+app.add_typer(workload.app, name="workload")
 
 
 def _version(wanted: bool) -> None:

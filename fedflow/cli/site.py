@@ -31,7 +31,7 @@ def init(
     folder: Folder,
     label: Annotated[str, typer.Option(help="The site's name in rosters and in Prefect.")],
     exchange: Annotated[
-        str, typer.Option(help="The mailbox: a folder or an fsspec URL. Joining sets it, too.")
+        str, typer.Option(help="The mailbox: folder, fsspec URL, relay. Joining sets it, too.")
     ] = "",
 ) -> None:
     """Make a site's folder: key, settings, a policy that accepts nothing yet, an empty ledger."""

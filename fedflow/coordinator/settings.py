@@ -18,7 +18,7 @@ from fedflow.telemetry.endpoint import ADDRESS
 
 COORDINATOR_TEMPLATE = """\
 # The coordinator of a federation. Relative paths are relative to this folder.
-exchange = {exchange}       # the mailbox shared with the sites: a folder or an fsspec URL
+exchange = {exchange}       # the mailbox: a folder, an fsspec URL, or the https:// of a relay
 authority = {authority}     # public key (hex) whose manifests this coordinator runs
 poll_seconds = 0.03           # how often it looks for answers
 max_attempts = 3              # orders for one round before the job gives up

@@ -40,7 +40,7 @@ from fedflow.telemetry.endpoint import ADDRESS
 SITE_TEMPLATE = """\
 # A fedflow site. Relative paths are relative to this folder.
 label = {label}          # the name in rosters and in Prefect: lower-case letters, digits, dashes
-exchange = {exchange}    # the mailbox shared with the coordinator: a folder or an fsspec URL
+exchange = {exchange}    # the mailbox: a folder, an fsspec URL, or the https:// of a relay
 socket = {socket}        # where this site's Prefect worker finds the agent
 socket_group = ""          # a group the worker's user is in, where that is another user
 poll_seconds = 0.05        # how often the agent looks into the exchange

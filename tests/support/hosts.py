@@ -1,9 +1,9 @@
 """Machines of a federation, as network namespaces of this one.
 
 Each :class:`Host` has loopback and one link, over a pair of virtual interfaces, to a bridge in a
-namespace of its own. Nothing is added to this machine's own network, so runs side by side do not meet.
-Namespaces are named after the process that made them; those of processes that are gone are removed
-before new ones are made, and so a run that was killed leaves nothing for long.
+namespace of its own. Nothing is added to this machine's own network, so runs side by side do not
+meet. Namespaces are named after the process that made them; those of processes that are gone are
+removed before new ones are made, and so a run that was killed leaves nothing for long.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Host:
                 stderr=subprocess.STDOUT,
                 env=None if environment is None else dict(environment),
                 start_new_session=True,
-                preexec_fn=die_with_parent,  # noqa: PLW1509
+                preexec_fn=die_with_parent,
             )
         self._processes.append(process)
         return process
@@ -147,10 +147,10 @@ class Host:
 
     def slow(self, rate: str) -> None:
         """At most ``rate`` each way, such as "256kbit"; what waits longer than a second is lost."""
+        shape = ["rate", rate, "burst", "8kb", "latency", "1s"]
         for netns, device in self._ends():
             subprocess.run(
-                ["tc", "-n", netns, "qdisc", "replace", "dev", device, "root", "tbf"]
-                + ["rate", rate, "burst", "8kb", "latency", "1s"],
+                ["tc", "-n", netns, "qdisc", "replace", "dev", device, "root", "tbf", *shape],
                 capture_output=True,
                 check=True,
             )

@@ -1,0 +1,75 @@
+"""``fedflow workload``: rows and plans of the workloads that come with fedflow, to try it with."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from fedflow.errors import InputError
+
+app = typer.Typer(help="Example rows and plans, to try fedflow with.", no_args_is_help=True)
+
+
+@app.callback()
+def workload() -> None:
+    """Example rows and plans, to try fedflow with."""
+
+
+@app.command(epilog="Example: fedflow workload example trivial --site berlin -o rows.csv")
+def example(
+    name: Annotated[
+        str, typer.Argument(help="trivial (made-up rows) or randhie (a health study).")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write one site's rows to this new file.")
+    ] = None,
+    site: Annotated[
+        str, typer.Option(help="Whose rows: any label for trivial, 1 to 6 for randhie.")
+    ] = "1",
+    plan: Annotated[
+        Path | None, typer.Option(help="Write the plan that comes with it to this new file.")
+    ] = None,
+) -> None:
+    """Write one site's rows, a plan, or both. The rows are nobody's, or in the public domain."""
+    if output is None and plan is None:
+        raise InputError("say what to write: --output for rows, --plan for a plan")
+    if name not in ("trivial", "randhie"):
+        raise InputError(f"{name!r} has no example", field="NAME", allowed="trivial, randhie")
+    console = Console()
+    if output is not None:
+        rows = _rows(name, site)
+        _write(output, rows)
+        count = rows.count(b"\n") - 1
+        console.print(f"wrote {output}: {count} rows of site {site}", soft_wrap=True)
+    if plan is not None:
+        _write(plan, resources.files("flows").joinpath("plans", f"{name}.toml").read_bytes())
+        console.print(f"wrote {plan}: see `fedflow plan check {plan}`", soft_wrap=True)
+
+
+def _rows(name: str, site: str) -> bytes:
+    if name == "trivial":
+        from fedflow.learning.trivial import site_table
+
+        return site_table(site)
+    from fedflow.learning.randhie import partition_sites, vendored_table
+
+    sites = partition_sites(vendored_table())
+    if site not in sites:
+        raise InputError(f"there is no site {site!r}", field="--site", allowed=", ".join(sites))
+    return sites[site]
+
+
+def _write(path: Path, data: bytes) -> None:
+    """A new file for this user only; never over another."""
+    try:
+        with open(path, "xb") as file:
+            path.chmod(0o600)
+            file.write(data)
+    except FileExistsError:
+        raise InputError("a file is here already; name another", where=str(path)) from None
+    except OSError as error:
+        raise InputError(f"cannot be written: {error.strerror}", where=str(path)) from None
