@@ -6,13 +6,14 @@ sends the result back as look-ups, which lets a server read a site's variables. 
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
 from prefect.workers.base import BaseJobConfiguration
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
-from fedflow.errors import Refusal
+from fedflow.errors import InputError, Refusal
 from fedflow.site.socket_messages import JobId, ManifestHex
 
 if TYPE_CHECKING:
@@ -115,3 +116,15 @@ def authorise(flow_run: FlowRun, configuration: FedflowJobConfiguration) -> Sess
             "bad-parameters",
             "a site session takes exactly a job name and a manifest hash: " + ", ".join(problems),
         ) from None
+
+
+def socket_path() -> str:
+    """Where the site daemon is: ``$FEDFLOW_SITE_SOCKET``, which only the site sets."""
+    path = os.environ.get("FEDFLOW_SITE_SOCKET", "")
+    if not path:
+        raise InputError(
+            "set it to the socket of the site daemon",
+            where="environment",
+            field="FEDFLOW_SITE_SOCKET",
+        )
+    return path

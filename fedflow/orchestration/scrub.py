@@ -4,22 +4,43 @@ Parsing a Prefect state imports a module that the server names (its data's ``pic
 reading its result unpickles. Nobody in fedflow needs a state's data, so every key ``data``
 disappears from every response: a narrower match could be dodged by spelling or content type. This
 is a second wall: the first is that no process that talks to Prefect holds anything of value.
+
+No request goes elsewhere than to the server that was named, either: a redirect would carry it, and
+for a web socket the credential, to any address that this machine can reach.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import httpx
+from prefect.client.base import PrefectHttpxAsyncClient, PrefectHttpxSyncClient
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.settings import PREFECT_API_URL
+from websockets.asyncio.client import connect
 
 from fedflow.errors import Refusal
 
 MAX_RESPONSE = 2_000_000  # bytes, after decompression
+
+
+class Unusable(httpx.DecodingError, httpx.TransportError):
+    """An answer nobody can use. Prefect's loops treat it like a connection that broke."""
+
+
+@contextmanager
+def answers() -> Iterator[None]:
+    """Within it, an answer that Prefect's models or code cannot take is :class:`Unusable`.
+
+    Prefect ends the worker, and every session it follows, for one malformed answer.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as exc:
+        raise Unusable(f"an API response is malformed: {type(exc).__name__}") from None
 
 
 def without_data(value: Any) -> Any:
@@ -33,13 +54,20 @@ def without_data(value: Any) -> Any:
 
 async def drop_state_data(response: httpx.Response) -> None:
     """Response hook for httpx: bound the size, then scrub whatever the content claims to be."""
+    if 300 <= response.status_code < 400:
+        await response.aclose()
+        raise Unusable(
+            "the Prefect server answered with a redirect, and none is followed: set "
+            "PREFECT_API_URL to its final address",
+            request=response.request,
+        )
     parts: list[bytes] = []
     size = 0
     async for part in response.aiter_bytes():
         size += len(part)
         if size > MAX_RESPONSE:
             await response.aclose()
-            raise httpx.DecodingError("an API response is too large", request=response.request)
+            raise Unusable("an API response is too large", request=response.request)
         parts.append(part)
     try:
         scrubbed = json.dumps(without_data(json.loads(b"".join(parts)))).encode()
@@ -67,6 +95,29 @@ _RETRIED = (429, 502, 503)
 _TRIES = "fedflow-tries"
 _FIRST_WAIT = 0.25  # seconds; five retries reach half a minute
 _HOOKS = (drop_state_data, pace_retries)
+
+
+def refuse_redirects() -> None:
+    """No client of Prefect's in this process follows one, over HTTP or a web socket."""
+    never = property(lambda _: False, lambda _, __: None)
+    for kind in (PrefectHttpxAsyncClient, PrefectHttpxSyncClient):
+        kind.follow_redirects = never  # type: ignore[assignment]
+    # its answer: the error to raise, in place of the address to go to
+    connect.process_redirect = lambda _, exc: exc  # type: ignore[assignment, method-assign]
+
+
+refuse_redirects()
+
+
+def everywhere() -> None:
+    """Scrub every client that this process makes from now on, Prefect's own included."""
+    plain = PrefectClient.__init__
+
+    def scrubbed(self: PrefectClient, *args: Any, **kwargs: Any) -> None:
+        plain(self, *args, **kwargs)
+        install(self)
+
+    PrefectClient.__init__ = scrubbed  # type: ignore[method-assign]
 
 
 def install(client: PrefectClient) -> None:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -21,12 +20,12 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import LogCreate
 from prefect.client.schemas.objects import State
 from prefect.events import emit_event
-from prefect.events.clients import get_events_subscriber
 from prefect.events.filters import EventAnyResourceFilter, EventFilter, EventNameFilter
 from prefect.exceptions import Abort, ObjectNotFound, Pause
 from prefect.logging.loggers import PrefectLogAdapter
 from prefect.states import Cancelled, Crashed, Failed, Running
 from prefect.utilities.engine import propose_state
+from prefect.workers._worker_channel import WorkPoolWorkerChannel
 from prefect.workers.base import BaseVariables, BaseWorker, BaseWorkerResult
 
 from fedflow.errors import InputError, Misuse, Refusal
@@ -36,9 +35,12 @@ from fedflow.orchestration.configuration import (
     FedflowJobConfiguration,
     authorise,
     base_job_template,
+    socket_path,
 )
 from fedflow.orchestration.following import follow
+from fedflow.orchestration.local_log import one_line
 from fedflow.orchestration.session_run import Session, final_state, left_open
+from fedflow.orchestration.wake import hints
 from fedflow.site.socket_protocol import End, LinkLost, SiteLink
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ PROPOSE_SECONDS = 120.0
 MAX_RUNS = 4  # sessions at a time: more are left with the server
 
 _log = logging.getLogger("fedflow.worker")  # stays on this machine: no API handler listens to it
+_log.addFilter(one_line)
 
 
 class FedflowWorkerResult(BaseWorkerResult):
@@ -126,7 +129,7 @@ class FedflowWorker(BaseWorker[FedflowJobConfiguration, BaseVariables, FedflowWo
             stagger = hashlib.sha256(self._work_pool_name.encode()).digest()[0] / 256
             while True:
                 try:
-                    async with get_events_subscriber(filter=self._wake_filter()) as events:
+                    async with aclosing(hints(self._wake_filter())) as events:
                         async for _ in events:
                             await anyio.sleep(stagger)
                             await self.get_and_submit_flow_runs()
@@ -182,14 +185,29 @@ class FedflowWorker(BaseWorker[FedflowJobConfiguration, BaseVariables, FedflowWo
     async def _setup_cancellation_observer(self) -> None:
         """Nothing: the base class would open a client of its own; see ``_supervise``."""
 
+    def _ensure_worker_channel(self) -> None:
+        # requests only: over the channel a server would push templates and orders to kill
+        super()._ensure_worker_channel()
+        if isinstance(self._worker_channel, WorkPoolWorkerChannel):
+            self._worker_channel._transport.url = None
+
+    async def get_and_submit_flow_runs(self) -> list[FlowRun]:
+        """What Prefect does; an answer it cannot take is one failed poll, not the worker's end."""
+        with scrub.answers():
+            return await super().get_and_submit_flow_runs()
+
+    async def sync_with_backend(self) -> None:
+        """What Prefect does, in the same way."""
+        with scrub.answers():
+            await super().sync_with_backend()
+
     async def _get_scheduled_flow_runs(self) -> list[WorkerFlowRunResponse]:
         return (await super()._get_scheduled_flow_runs())[: 4 * MAX_RUNS]
 
     async def _propose_pending_state(self, flow_run: FlowRun) -> bool:
-        try:
+        with suppress(Pause), anyio.move_on_after(PROPOSE_SECONDS):  # the server may say "wait"
             return await super()._propose_pending_state(flow_run)
-        except Pause:
-            return False
+        return False
 
     async def _propose_submitting_state(self, flow_run: FlowRun) -> None:
         """Nothing: a session starts at once, and SQLite is spared a write."""
@@ -230,7 +248,7 @@ class FedflowWorker(BaseWorker[FedflowJobConfiguration, BaseVariables, FedflowWo
         final: State[Any] | None
         try:
             parameters = authorise(flow_run, configuration)
-            session = Session(flow_run, self._work_pool_name, parameters, SiteLink(_socket_path()))
+            session = Session(flow_run, self._work_pool_name, parameters, SiteLink(socket_path()))
             state = await self._propose(flow_run, Running())
             if state is not None and state.is_cancelling():
                 with suppress(LinkLost):  # its worker was killed before it could say so
@@ -332,14 +350,3 @@ class FedflowWorker(BaseWorker[FedflowJobConfiguration, BaseVariables, FedflowWo
                 if anyio.current_time() > deadline:
                     return
             await anyio.sleep(10)
-
-
-def _socket_path() -> str:
-    path = os.environ.get("FEDFLOW_SITE_SOCKET", "")
-    if not path:
-        raise InputError(
-            "set it to the socket of the site daemon",
-            where="environment",
-            field="FEDFLOW_SITE_SOCKET",
-        )
-    return path

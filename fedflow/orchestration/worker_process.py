@@ -24,7 +24,8 @@ def worker_command(label: str) -> list[str]:
     """The command of the worker that serves work pool ``label``. ``--type`` is not optional:
     without it Prefect starts whatever worker the server names, and may install it first.
     """
-    command = [sys.executable, "-m", "prefect", "worker", "start", "--type", "fedflow"]
+    command = [sys.executable, "-m", "fedflow.orchestration.scrubbed", "worker", "start"]
+    command += ["--type", "fedflow"]
     return [*command, "--pool", label, "--name", label, "--install-policy", "never"]
 
 
@@ -45,6 +46,8 @@ def worker_environment(server: Mapping[str, str], socket: Path | str, home: Path
         "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
         "PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1",
         "PREFECT_WORKER_ENABLE_CANCELLATION": "false",
+        # asks with a client that nothing bounds
+        "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",
         "PREFECT_LOGGING_TO_API_ENABLED": "false",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "",
     }
