@@ -40,7 +40,7 @@ def main() -> None:
     """Run it."""
     options = parser().parse_args()
     # The repository's rooms have no packages.
-    sys.path[:0] = [str(HERE), str(HERE.parent / "support")]
+    sys.path[:0] = [str(HERE), str(HERE.parent / "support"), str(HERE.parents[1])]
     from chaos_run import Run
 
     from fedflow.errors import FedflowError
