@@ -157,7 +157,7 @@ async def workers(folder: Path, first: int, stop: int) -> None:
     from fedflow.orchestration import worker as module
 
     socket: ContextVar[str] = ContextVar("socket")
-    module._socket_path = socket.get  # one process has one environment
+    module.socket_path = socket.get  # one process has one environment
 
     async def work(number: int, name: str) -> None:
         # one after the other: as processes of their own they would not start in one moment
