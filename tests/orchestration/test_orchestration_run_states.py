@@ -11,6 +11,7 @@ from prefect.states import Cancelled, Cancelling, Crashed, Paused, Running, Susp
 
 from fedflow.orchestration import control as controls
 from fedflow.orchestration.control import Control, controlled
+from fedflow.orchestration.earlier_runs import MESSAGE, close_earlier
 from fedflow.orchestration.scrub import scrubbed_client
 
 pytestmark = pytest.mark.usefixtures("connected")
@@ -125,3 +126,31 @@ async def test_a_server_that_is_away_asks_for_nothing(run):
             assert not await control.boundary()
             assert not await control.until_reachable(0.2)
     assert await Control(run).until_reachable(30)
+
+
+async def test_runs_that_were_killed_are_closed_by_who_goes_on(connected):
+    async with scrubbed_client() as client:
+        flow_id = await client.create_flow(nothing)
+        deployment = await client.create_deployment(flow_id, name="killed")
+
+        async def start(job, state):
+            made = await client.create_flow_run_from_deployment(deployment, parameters={"job": job})
+            await client.set_flow_run_state(made.id, state, force=True)
+            return await client.read_flow_run(made.id)
+
+        killed = await start("mine", Running())
+        others = [await start("theirs", Running()), await start("mine", Cancelled())]
+        own = await start("mine", Running())
+        assert await close_earlier(own, "mine") == [killed.id]
+        state = (await client.read_flow_run(killed.id)).state
+        assert (state.type.value, state.name, state.message) == ("FAILED", "Superseded", MESSAGE)
+        for run in (own, *others):
+            assert (await client.read_flow_run(run.id)).state.type == run.state.type
+        assert await close_earlier(own, "mine") == []
+
+
+async def test_a_server_that_is_away_closes_nothing_and_breaks_nothing(run, connected):
+    async with scrubbed_client() as client:
+        own = await client.read_flow_run(run)
+    with temporary_settings({"api.url": "http://127.0.0.1:9/api", "client.max_retries": 0}):
+        assert await close_earlier(own, "mine") == []
