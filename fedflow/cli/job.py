@@ -14,9 +14,17 @@ from rich.table import Table
 
 from fedflow.coordinator.settings import open_coordinator
 from fedflow.errors import InputError, Refusal
-from fedflow.federation.authority import DAY, changing, open_authority
+from fedflow.federation.authority import DAY, AuthorityFolder, changing, open_authority
 from fedflow.federation.job_view import JobView, jobs_of, view
 from fedflow.federation.jobs import copy_folder, ending_within, make_job, publish_folder
+from fedflow.federation.scoring import (
+    final_model,
+    is_digest,
+    read_model,
+    scoring_plan,
+    stored_model,
+)
+from fedflow.learning.model_file import model_digest
 from fedflow.learning.plan import load_plan
 
 app = typer.Typer(help="Make jobs, publish them, see how they stand.", no_args_is_help=True)
@@ -40,15 +48,36 @@ def create(
     valid_days: Annotated[
         int, typer.Option(min=1, max=3650, help="How long sites take orders of this job.")
     ] = 1,
+    evaluate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|SHA256",
+            help="Only score this model: a file, or the digest of a model in the exchange.",
+        ),
+    ] = None,
+    evaluate_job: Annotated[
+        str | None, typer.Option(metavar="JOB", help="Only score the final model of this job.")
+    ] = None,
     offline: Annotated[
         Path | None,
         typer.Option(help="Write the files here instead, to be carried to the coordinator."),
     ] = None,
 ) -> None:
-    """Sign a job for members of the federation and publish it. A job never changes afterwards."""
+    """Sign a job for members of the federation and publish it. A job never changes afterwards.
+
+    With --evaluate or --evaluate-job it trains nothing, whatever rounds the plan has: it scores a
+    trained model once, for the price of one evaluation.
+    """
+    if evaluate is not None and evaluate_job is not None:
+        raise InputError("name one of --evaluate and --evaluate-job")
     console, labels = Console(), [name.strip() for name in sites.split(",")] if sites else None
-    proposed = load_plan(plan)
+    proposed, trained = load_plan(plan), None
     with changing(federation) as authority:
+        if evaluate is not None or evaluate_job is not None:
+            proposed = scoring_plan(proposed)
+            trained = _trained(authority, evaluate, evaluate_job)
+            digest = model_digest(trained).hex()
+            console.print(f"to be scored once, without training: model {digest}", soft_wrap=True)
         folder, manifest = make_job(
             authority,
             job=job,
@@ -56,6 +85,7 @@ def create(
             sites=labels,
             coordinator=coordinator,
             valid_days=valid_days,
+            trained=trained,
         )
         named = ", ".join(entry.label for entry in manifest.roster)
         console.print(f"signed job [bold]{job}[/] for {named}, {valid_days} days", soft_wrap=True)
@@ -171,6 +201,19 @@ def show(
     if one.records:
         console.print(table)
     console.print(f"model {one.model}", soft_wrap=True)
+
+
+def _trained(authority: AuthorityFolder, named: str | None, job: str | None) -> bytes:
+    """The model file that is to be scored."""
+    try:
+        if job is not None:
+            return final_model(authority.exchange(), job, authority.identity.public)
+        assert named is not None
+        if is_digest(named):
+            return stored_model(authority.exchange(), named)
+    except OSError as error:
+        raise _down(error) from None
+    return read_model(Path(named))
 
 
 def _figures(one: JobView) -> tuple[str, str, str]:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from fedflow.coordinator.job import opened, publish_job, sign_job, write_roster
 from fedflow.crypto.identity import PublicKey
-from fedflow.errors import InputError, Refusal
+from fedflow.errors import InputError, Refusal, Violation
 from fedflow.exchange import Exchange
 from fedflow.federation.authority import DAY, AuthorityFolder
 from fedflow.federation.members import read_file
@@ -41,13 +41,15 @@ def make_job(
     sites: Sequence[str] | None = None,
     coordinator: str | None = None,
     valid_days: int = 1,
+    trained: bytes | None = None,
 ) -> tuple[Path, Manifest]:
     """Sign a job for ``sites`` (labels; all active ones when None); its folder and manifest.
 
+    Its first model is the workload's, or ``trained``: a model file, as a job's rounds make them.
     Refusal ``job-taken`` for an id this authority has signed before, ``not-a-member`` for a label
     that is no active site, and those of :func:`~fedflow.coordinator.job.sign_job`.
     """
-    from fedflow.learning.model_file import encode_model
+    from fedflow.learning.model_file import decode_model, encode_model
     from fedflow.learning.server_state import initial_state, state_spec
     from fedflow.learning.workload import find_workload, initial_model, model_spec
 
@@ -69,7 +71,18 @@ def make_job(
     chosen = _sites(authority, sites, now)
     lead = _coordinator(authority, coordinator, now)
     workload = find_workload(plan.plan.workload)
-    model = encode_model(initial_state(initial_model(workload), plan))
+    spec = state_spec(model_spec(workload), plan)
+    if trained is None:
+        model = encode_model(initial_state(initial_model(workload), plan))
+    else:
+        try:
+            decode_model(model := trained, spec)
+        except Violation as error:
+            raise Refusal(
+                "bad-model",
+                f"{error.message}. A model fits plans of its own workload, server optimiser and"
+                " clipping: take the plan it was trained by",
+            ) from None
     sealed = sign_job(
         job=job,
         plan=plan,
@@ -77,7 +90,7 @@ def make_job(
         coordinator=PublicKey(lead.public_key),
         authority=authority.identity,
         initial_model=model,
-        spec=state_spec(model_spec(workload), plan),
+        spec=spec,
         reference_persons=workload.reference_persons,
         valid_seconds=valid_days * DAY,
     )

@@ -15,9 +15,10 @@ from fedflow.coordinator.job import load_job, opened
 from fedflow.coordinator.runner import JobRunner
 from fedflow.coordinator.settings import open_coordinator
 from fedflow.crypto.identity import Identity
-from fedflow.errors import Refusal
+from fedflow.errors import Refusal, Violation
 from fedflow.exchange import layout
 from fedflow.federation import authority as authority_folder
+from fedflow.federation.scoring import final_model
 from fedflow.learning.plan import load_plan
 from fedflow.privacy.ledger import Ledger
 from fedflow.site.admission import admit_manifest
@@ -26,8 +27,8 @@ from fedflow.site.hearing import hear_of_members
 from fedflow.site.policy import template
 from fedflow.site.round import SiteServices
 from fedflow.site.session import Session
-from fedflow.wire.messages import Manifest
-from fedflow.wire.sealed import peek
+from fedflow.wire.messages import JobEnd, Manifest
+from fedflow.wire.sealed import peek, seal
 
 SITES = ("alpha", "beta", "delta", "gamma")
 CHANGES = {
@@ -302,3 +303,94 @@ def test_an_auditors_roster_is_made_with_the_job(trial, plan):
     job = opened(peek(Manifest, trial.exchange.get(layout.manifest("spring-1"))))
     pinned = load_roster(trial.federation / "jobs" / "spring-1" / "roster.json")
     assert pinned.keys == job.roster
+
+
+# ---- scoring a model that is trained already
+
+
+def spent(trial, label):
+    """What a site was charged for, in order: (job, account, purpose)."""
+    site = open_site(trial.site(label))
+    ledger = Ledger.open(site.ledger_path, site.identity)
+    try:
+        charges = [(c, name) for name in ledger.accounts() for c in ledger.charges(name)]
+        charges.sort(key=lambda charge: charge[0].reserved.seq)
+        return [(c.reserved.job, name, c.reserved.purpose) for c, name in charges]
+    finally:
+        ledger.close()
+
+
+@pytest.mark.slow
+def test_a_finished_jobs_model_is_scored_for_one_evaluation_per_site(trial, plan):
+    create(trial, plan)
+    trained, _ = run(trial, "spring-1", SITES)
+    before = {label: spent(trial, label) for label in SITES}
+    said = create(trial, plan, "score-1", "--evaluate-job", "spring-1")
+    assert trained.model_digest.hex() in said
+    runner, ends = run(trial, "score-1", SITES)
+    assert {end.outcome for end in ends} == {"completed"}
+    assert runner.job.plan.plan.rounds == 0
+    assert runner.job.manifest.initial_model == runner.model_digest == trained.model_digest
+    (record,) = runner.records
+    assert record.auc is not None
+    for label in SITES:
+        assert spent(trial, label)[len(before[label]) :] == [
+            ("score-1", "visits/evaluate", "evaluate")
+        ]
+    # the same model by its digest, and from a file
+    create(trial, plan, "score-2", "--evaluate", trained.model_digest.hex())
+    path = trial.folder / "model"
+    path.write_bytes(trial.exchange.get(layout.blob("spring-1", trained.model_digest)))
+    create(trial, plan, "score-3", "--evaluate", path)
+    made = [load_job(trial.exchange, f"score-{n}", runner.coordinator.authority) for n in (2, 3)]
+    assert {job.manifest.initial_model for job in made} == {trained.model_digest}
+
+
+def test_only_a_model_that_is_there_and_fits_is_scored(trial, plan):
+    def refused(*options):
+        said = create(trial, plan, "score", *options, status=2)
+        assert not (trial.federation / "jobs" / "score").exists()
+        return said
+
+    assert "there is no job" in refused("--evaluate-job", "spring-1")
+    create(trial, plan)
+    assert "has not ended" in refused("--evaluate-job", "spring-1")
+    assert "name one of" in refused("--evaluate-job", "spring-1", "--evaluate", "x")
+    assert "cannot be read" in refused("--evaluate", trial.folder / "nothing")
+    assert "no job in the exchange has" in refused("--evaluate", "ab" * 32)
+    path = trial.folder / "model"
+    path.write_bytes(b"not a model")
+    assert "take the plan it was trained by" in refused("--evaluate", path)
+
+
+def test_the_model_of_a_job_is_what_its_coordinator_signed(trial, plan):
+    create(trial, plan)
+    job = load_job(trial.exchange, "spring-1", trial.authority.identity.public)
+    lead = open_coordinator(trial.coordinator).identity
+
+    def lies(at, data):
+        (trial.exchange_path / at).unlink(missing_ok=True)
+        trial.exchange.put(at, data)
+
+    def ending(signer=lead, **changes):
+        fields = {
+            "manifest": job.digest,
+            "sequence": 1,
+            "outcome": "completed",
+            "reason": "done",
+            "model": job.manifest.initial_model,
+        }
+        lies(layout.end("spring-1"), seal(signer, JobEnd(**(fields | changes))))
+        try:
+            return final_model(trial.exchange, "spring-1", trial.authority.identity.public)
+        except (Refusal, Violation) as error:
+            return error.code
+
+    assert ending() == trial.exchange.get(layout.blob("spring-1", job.manifest.initial_model))
+    assert ending(model=bytes(32)) == "no-model"
+    assert ending(outcome="aborted") == "not-finished"
+    assert ending(manifest=bytes(32)) == "manifest-mismatch"
+    assert ending(Identity.generate()) == "bad-signature"
+    data = ending()
+    lies(layout.blob("spring-1", job.manifest.initial_model), data[:-1] + bytes([data[-1] ^ 1]))
+    assert ending() == "wrong-digest"

@@ -47,7 +47,7 @@ def test_the_packaged_plan_loads_and_survives_its_canonical_form():
         ("noise_multiplier", "noise_multiplier = nan", "privacy.noise_multiplier", "a number"),
         ("noise_multiplier", "noise_multiplier = true", "privacy.noise_multiplier", "a number"),
         ("rounds", "rounds = 1.5", "plan.rounds", "a whole number"),
-        ("rounds", "rounds = 0", "plan.rounds", "at least 1"),
+        ("rounds", "rounds = -1", "plan.rounds", "at least 0"),
         ("unit", 'unit = "row"', "privacy.unit", '"person"'),
         ("sample_rate", "sample_rate = 1.5", "privacy.sample_rate", "at most 1"),
         ("bits", "bits = 64", "secure_aggregation.bits", "at least 8 and at most 32"),
