@@ -8,12 +8,16 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from hosts import hosts, need_hosts
-from tutorial import Carry, Terminal, fill, read
+from hosts import hosts, need_hosts, why_not
+from tutorial import Block, Carry, Failed, Terminal, fill, read
+
+from fedflow.orchestration.local_server import free_port
 
 PAGE = (Path(__file__).parents[2] / "docs" / "afternoon.md").read_text()
 STEPS = list(read(PAGE))
@@ -111,10 +115,58 @@ def check(tutorial, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_the_page_works_as_it_stands_on_five_machines(tmp_path):
-    need_hosts()
-    with hosts(*MACHINES) as made:
-        commands = {name: host.command("bash", "--norc") for name, host in made.items()}
-        tutorial = follow_all(tmp_path / "machines", commands, {})
-    check(tutorial, tmp_path / "machines")
+@pytest.mark.timeout(1200)
+def test_the_page_works_as_it_stands(tmp_path):
+    """On five hosts; where there can be none, in five folders, and skipped by name after that."""
+    if os.environ.get("FEDFLOW_CI") == "1":
+        need_hosts()
+    reason = why_not()
+    # Short: the kernel counts every byte of a socket's path.
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedflow-"))) / "m"
+        shell, replaced = ["bash", "--norc"], {}
+        commands = dict.fromkeys(MACHINES, shell)
+        if reason:
+            replaced = {"10.20.0.1": "127.0.0.1"}
+            replaced |= {port: str(free_port()) for port in ("8790", "4200")}
+        else:
+            made = stack.enter_context(hosts(*MACHINES))
+            commands = {name: host.command(*shell) for name, host in made.items()}
+        check(follow_all(folder, commands, replaced), folder)
+    if reason:
+        pytest.skip(f"it works in five folders, and was not tried on five hosts: {reason}")
+
+
+def test_only_the_installation_is_left_out():
+    blocks = [step for step in STEPS if isinstance(step, Block)]
+    left_out = [line for b in blocks if b.heading == "Install" for line in b.text.splitlines()]
+    assert all(line.startswith(("python3.11 -m venv", "pip install")) for line in left_out)
+    assert {machine for b in blocks for machine in b.machines} == set(MACHINES)
+    assert len(blocks) > 15
+
+
+def test_a_block_without_a_machine_is_found():
+    with pytest.raises(ValueError, match="on which machine, under 'Two'"):
+        list(read("## One\n\n**On hub**\n\n```sh\nls\n```\n\n## Two\n\n```sh\nls\n```\n"))
+
+
+def test_a_blank_that_nothing_has_told_is_found():
+    with pytest.raises(KeyError, match="FINGERPRINT-OF-ROME"):
+        fill('ask "FINGERPRINT-OF-ROME"', {"FINGERPRINT-OF-PARIS": "1f2e"})
+
+
+def test_a_command_that_fails_ends_the_walk(tmp_path):
+    terminal = Terminal(["bash", "--norc"], tmp_path / "home", dict(os.environ))
+    try:
+        terminal.begin("X=1\nsleep 60 &\necho $! > pid\n")
+        terminal.finish(30)
+        sleeper = int((tmp_path / "home" / "pid").read_text())
+        terminal.begin('echo "X is $X"\nfalse\necho never\n')
+        with pytest.raises(Failed, match="X is 1") as failed:
+            terminal.finish(30)
+        assert "never" not in str(failed.value)
+    finally:
+        terminal.close()
+    assert not Path(f"/proc/{sleeper}/cmdline").exists() or not (
+        Path(f"/proc/{sleeper}/cmdline").read_bytes()
+    )
