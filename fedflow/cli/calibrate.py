@@ -71,13 +71,12 @@ def calibrate(
     if spare is None:
         spare = Dataset.model_fields["spare_rounds"].default if fixed else 0
     rounds = loaded.plan.rounds
-    train = Spending(rounds, budget, trials, spare)
+    train = Spending(max(rounds, 1), budget, trials, spare)
     scored = dataclasses.replace(train, releases=evaluations(loaded, rounds))
     held_out = epsilon if evaluation_epsilon is None else evaluation_epsilon
-    found = {
-        "privacy": least_noise(training_event(loaded), train, epsilon, accounting),
-        "evaluation": least_noise(evaluation_event(loaded), scored, held_out, accounting),
-    }
+    found = {"evaluation": least_noise(evaluation_event(loaded), scored, held_out, accounting)}
+    if rounds:  # a plan that only scores adds no noise to training
+        found = {"privacy": least_noise(training_event(loaded), train, epsilon, accounting)} | found
     changes: Changes = {
         (section, "noise_multiplier"): each.noise_multiplier for section, each in found.items()
     }
@@ -97,7 +96,7 @@ def calibrate(
             "delta": budget,
             "trials": trials,
             "spare": spare,
-            "training": dataclasses.asdict(found["privacy"]),
+            "training": dataclasses.asdict(found["privacy"]) if rounds else None,
             "evaluation": dataclasses.asdict(found["evaluation"]),
             "toml": _toml(changes),
             "written": write,
@@ -133,10 +132,12 @@ def _table(
     table.add_column("")
     for heading in ("ε allowed", "noise now", "least noise", "ε adaptive", "ε fixed plan"):
         table.add_column(heading, justify="right")
-    now = (plan.privacy.noise_multiplier, plan.evaluation.noise_multiplier)
-    for row, allowed, was, each in zip(
-        ("training", "evaluation"), epsilons, now, found.values(), strict=True
-    ):
+    told = {
+        "privacy": ("training", epsilons[0], plan.privacy.noise_multiplier),
+        "evaluation": ("evaluation", epsilons[1], plan.evaluation.noise_multiplier),
+    }
+    for section, each in found.items():
+        row, allowed, was = told[section]
         figures = (f"{each.charged:.3f}", f"{each.fixed_plan:.3f}")
         table.add_row(row, f"{allowed:g}", f"{was:g}", f"{each.noise_multiplier:g}", *figures)
     return table
@@ -145,7 +146,8 @@ def _table(
 def _remarks(plan: Plan, spending: Spending, accounting: Accounting) -> str:
     """What the figures count, and what they hold for."""
     unit = plan.privacy.unit
-    counted = f"{spending.releases} rounds"
+    rounds = plan.plan.rounds
+    counted = f"{rounds} rounds" if rounds else "one evaluation, as nothing is trained"
     if spending.spare:
         counted += f" and {spending.spare} more attempts"
     if spending.trials > 1:
@@ -156,7 +158,7 @@ def _remarks(plan: Plan, spending: Spending, accounting: Accounting) -> str:
         " later releases depend on. ε fixed plan: what it charges for plans fixed beforehand,"
         " composed as privacy loss distributions; several trials add up.",
     ]
-    if partition(plan, "train") == partition(plan, "evaluate"):
+    if rounds and partition(plan, "train") == partition(plan, "evaluate"):
         words.append(
             f"One account of the {unit} pays for both rows: at most the sum of both ε, so divide"
             " the budget between --epsilon and --evaluation-epsilon."

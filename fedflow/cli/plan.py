@@ -50,7 +50,8 @@ def check(
     thresholds = Thresholds.for_cohort(sites, loaded.cohort.colluders, loaded.cohort.minimum)
     workload = _workload(loaded)
     rounding = Rounding.of(loaded, sites, workload.reference_persons if workload else None)
-    shares = _shares(loaded, sites, workload)
+    trains = loaded.plan.rounds > 0
+    shares = _shares(loaded, sites, workload) if trains else None
     cost, seen = plan_cost(loaded), exposure(loaded, sites)
     # The proof needs no range: both grids of a training round have the same largest number.
     proof = loaded.coding(sites, 1.0).values.proof()
@@ -75,7 +76,7 @@ def check(
             "suite": loaded.secure_aggregation.suite,
             "bits": loaded.secure_aggregation.bits,
             "weighting": loaded.strategy.weighting,
-            "rounding": rounding.facts(),
+            "rounding": rounding.facts() if trains else None,
             "unit": loaded.privacy.unit,
             "delta": cost.delta,
             "assumption": assumption(loaded),
@@ -98,8 +99,11 @@ def check(
     )
     console.print(f"{_graph(thresholds)}; suite {loaded.secure_aggregation.suite}")
     console.print(f"{loaded.secure_aggregation.bits} bits per coordinate: {proof}")
-    console.print(rounding.sentence())
-    if rounding.warning:
+    if trains:
+        console.print(rounding.sentence())
+    else:
+        console.print("nothing is trained: the job's first model is scored, once")
+    if trains and rounding.warning:
         console.print(f"[yellow]warning:[/] {rounding.warning}")
     if shares:
         for sentence in shares.sentences(loaded):
@@ -107,7 +111,8 @@ def check(
     if hint := advice(loaded, thresholds.survivors):
         console.print(f"[yellow]hint:[/] {hint}")
     console.print(assumption(loaded))
-    console.print(training_table(loaded, cost, seen))
+    if trains:
+        console.print(training_table(loaded, cost, seen))
     console.print(evaluation_table(loaded, cost, seen))
     console.print(remarks(loaded, sites), style="dim")
 

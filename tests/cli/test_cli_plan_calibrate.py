@@ -144,3 +144,18 @@ def test_a_folder_that_cannot_be_written_to_keeps_the_plan(path, monkeypatch):
         calibrate(path, "--epsilon", "3", "--write")
     assert path.read_text() == PLAN.read_text()
     assert [p.name for p in path.parent.iterdir()] == ["plan.toml"]
+
+
+def test_a_plan_that_only_scores_is_calibrated_for_one_evaluation(path):
+    path.write_text(path.read_text().replace("rounds = 16", "rounds = 0"))
+    before = load_plan(path)
+    out = calibrate(path, "--epsilon", "0.5", "--write")
+    assert "nothing is trained" in out
+    assert "training" not in out.partition("Counted")[0]
+    after = load_plan(path)
+    assert after.privacy == before.privacy
+    total = plan_cost(after).total
+    assert 0.45 < total.evaluate_epsilon <= 0.5
+    facts = calibrate(path, "--epsilon", "0.5", "--json")
+    assert facts["training"] is None
+    assert tomllib.loads(facts["toml"]).keys() == {"evaluation"}

@@ -213,3 +213,26 @@ def test_noise_sized_for_fewer_sites_than_a_sum_opens_for_is_pointed_out(summed)
     assert facts["advice"] in summed("--sites", "20")
     assert summed("--sites", "20", "--json", minimum=11)["advice"] == ""
     assert "hint" not in summed("--sites", "20", minimum=11)
+
+
+def test_a_plan_that_only_scores_has_no_figure_of_training(tmp_path):
+    path = tmp_path / "plan.toml"
+
+    def check(*options, rounds):
+        text = PLAN.with_name("trivial.toml").read_text()
+        path.write_text(text.replace("rounds = 10\n", f"rounds = {rounds}\n"))
+        result = CliRunner(env={"COLUMNS": "400"}).invoke(app, ["check", str(path), *options])
+        assert result.exception is None
+        return result.output
+
+    out = check(rounds=0)
+    assert "nothing is trained" in out
+    assert "evaluation: ε per person" in out
+    for words in ("training: ε", "whole plan", "first round", "noise in shares"):
+        assert words not in out
+    facts = json.loads(check("--json", rounds=0))
+    assert facts["shares"] is facts["rounding"] is None
+    (row,) = facts["rounds"]
+    assert row["train_epsilon"] == row["train_epsilon_pld"] == 0
+    assert row["evaluate_epsilon"] > 0
+    assert "whole plan" in check(rounds=10), "the figure that must not be shown is one of training"
