@@ -18,7 +18,7 @@ import logging
 import os
 import sys
 import traceback
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ from fedflow.coordinator.settings import open_coordinator
 from fedflow.errors import Aborted, FedflowError, InputError, Misuse
 from fedflow.orchestration import control as controls
 from fedflow.orchestration.control import Control, controlled
+from fedflow.orchestration.earlier_runs import close_earlier
 from fedflow.orchestration.events import announce_job, announce_round, announce_site, code_of
 from fedflow.orchestration.round_artifacts import publish_end, publish_progress, publish_rounds
 from fedflow.orchestration.session_book import SessionBook
@@ -55,9 +56,10 @@ if TYPE_CHECKING:
 
 #: Names the coordinator's folder (key, exchange, checkpoints) on the machine that runs the flow.
 FOLDER_VARIABLE = "FEDFLOW_COORDINATOR"
+#: How long sites may take to join, from when all were asked.
 JOIN_SECONDS = 120.0
-#: What is added for each site: sessions are opened one after the other.
-OPEN_SECONDS = 5.0
+#: How long asking them may take: with its server away a job goes on with sites that need none.
+OPEN_SECONDS = 120.0
 #: How long an aborted round waits for sites to come back before the job ends.
 RETURN_SECONDS = 30.0
 #: How long a process whose job is over waits for its server, to report that.
@@ -86,9 +88,12 @@ async def federated_training(job: str, sessions: bool = True) -> State[Any]:
         coordinator = open_coordinator(Path(os.environ.get(FOLDER_VARIABLE, ".")))
         async with controlled(context.flow_run.id) as control:
             with held(coordinator.lease_path(job), job):
+                closing = asyncio.create_task(close_earlier(context.flow_run, job))
                 runner = await patiently(lambda: JobRunner(coordinator, job))
                 async with observed(runner):
                     state = await _coordinate(runner, control, sessions)
+            closing.cancel()
+            await asyncio.gather(closing, return_exceptions=True)
             if state.name != "Stopped":
                 await control.until_reachable(REPORT_SECONDS)
     except controls.Suspended as suspended:
@@ -184,7 +189,7 @@ async def _rounds(live: LiveJob, book: SessionBook, control: Control) -> None:
     if runner.to_evaluate is None and runner.next_round > runner.job.plan.plan.rounds:
         return
     sites = len(runner.job.labels)
-    present = await runner.wait_for_sites(JOIN_SECONDS + OPEN_SECONDS * sites)
+    present = await _joined(runner, book)
     log.info("%d of %d sites joined", len(present), sites)
     if runner.to_evaluate is not None:
         await finish_round(live, book)
@@ -192,6 +197,17 @@ async def _rounds(live: LiveJob, book: SessionBook, control: Control) -> None:
         await _boundary(runner, control)
         await training_round(live, number)
         await finish_round(live, book)
+
+
+async def _joined(runner: JobRunner, book: SessionBook) -> set[int]:
+    """The sites that are there, once all are or those that were asked had time to come."""
+    until = asyncio.get_running_loop().time() + OPEN_SECONDS
+    while not book.complete.is_set() and asyncio.get_running_loop().time() < until:
+        if len(runner.look_for_sites()) == len(runner.job.roster):
+            break
+        with suppress(TimeoutError):
+            await asyncio.wait_for(book.complete.wait(), 0.1)
+    return await runner.wait_for_sites(JOIN_SECONDS)
 
 
 async def _boundary(runner: JobRunner, control: Control) -> None:

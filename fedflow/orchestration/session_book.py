@@ -13,15 +13,17 @@ from collections.abc import Coroutine, Iterable
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect.client.orchestration import PrefectClient
 
-from fedflow.orchestration.registration import register_site
+from fedflow.orchestration.configuration import SessionParameters
+from fedflow.orchestration.registration import Known, look_up, register_site
 from fedflow.orchestration.scrub import scrubbed_client
 from fedflow.orchestration.sessions import (
     SessionState,
     cancel_session,
     close_session,
-    open_session,
+    open_at,
     session_state,
     session_states,
 )
@@ -30,6 +32,9 @@ from fedflow.orchestration.sessions import (
 LOOK_SECONDS = 5.0
 #: How long one request may take, with the client's own retries.
 REQUEST_SECONDS = 30.0
+#: Sites served at a time. One, from the first time on that the server answers "later": an SQLite
+#: server takes one writer.
+AT_ONCE = 8
 #: Sessions opened at one site by one process, at most.
 MOST_SESSIONS = 100
 
@@ -45,11 +50,16 @@ class SessionBook:
     def __init__(self, job: str, manifest: str, sites: Iterable[str]) -> None:
         self._job, self._manifest = job, manifest
         self._sites = sorted(sites)
-        self._registered: set[str] = set()
+        self._deployments: dict[str, UUID] = {}
+        self._at_once = AT_ONCE
         self._lost: dict[str, str] = {}
         self._news = asyncio.Event()
         self.open: dict[str, UUID] = {}
         self.attempts: dict[str, int] = {}
+        #: Set when every site has been asked.
+        self.complete = asyncio.Event()
+        if not self._sites:
+            self.complete.set()
 
     def lost(self, site: str, why: str) -> None:
         """Note that a site went away: its session is closed as ``Dropped``, a new one queued."""
@@ -64,8 +74,8 @@ class SessionBook:
             with contextlib.suppress(Exception):
                 # One client for all: making one takes longer than what is asked of it.
                 async with scrubbed_client() as client:
-                    for site in self._due():  # one at a time: an SQLite server takes one writer
-                        await self._try(self._serve(site, client))
+                    client._client.event_hooks["response"].append(self._narrow)
+                    await self._serve_due(client)
             await self._try(self._replace_crashed())
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait(), LOOK_SECONDS)
@@ -81,28 +91,51 @@ class SessionBook:
         """The sites for which something is to be done."""
         return [s for s in self._sites if s not in self.open or s in self._lost]
 
-    async def _serve(self, site: str, client: PrefectClient) -> None:
-        if site not in self._registered:
-            await register_site(site, client)
-            self._registered.add(site)
+    async def _serve_due(self, client: PrefectClient) -> None:
+        """Serve all sites that are due, several at a time."""
+        due = self._due()
+        new = [site for site in due if site not in self._deployments]
+        async with asyncio.timeout(REQUEST_SECONDS):
+            known = await look_up(new, client) if new else None
+        waiting = iter(due)
+
+        async def some(place: int) -> None:
+            for site in waiting:
+                await self._try(self._serve(site, client, known))
+                if place >= self._at_once:
+                    return
+
+        await asyncio.gather(*(some(place) for place in range(min(self._at_once, len(due)))))
+
+    async def _narrow(self, response: httpx.Response) -> None:
+        """Response hook: one at a time from now on, when the server says "later"."""
+        if response.status_code in (429, 503):
+            self._at_once = 1
+
+    async def _serve(self, site: str, client: PrefectClient, known: Known | None = None) -> None:
+        if site not in self._deployments:
+            self._deployments[site] = await register_site(site, client, known)
         if site not in self.open:
             await self._start(site, client)
         elif site in self._lost:
             await self._replace(site, self._lost[site], client)
             self._lost.pop(site, None)
+        if len(self.open) == len(self._sites):
+            self.complete.set()
 
-    async def _start(self, site: str, client: PrefectClient | None = None) -> None:
+    async def _start(self, site: str, client: PrefectClient) -> None:
         """Ask the site's worker, through Prefect, to open a session.
 
         The first numbers may belong to a coordinator before this one: a session of it that is open
         is gone on with, and one that has ended is not opened again.
         """
         attempt = self.attempts.get(site, 0)
+        parameters = SessionParameters(job=self._job, manifest=self._manifest)
         while attempt < MOST_SESSIONS:
             attempt += 1
-            run = await open_session(site, self._job, self._manifest, attempt, client)
-            self.attempts[site], self.open[site] = attempt, run
-            if not (await session_state(run, client)).is_final:
+            opened = await open_at(self._deployments[site], site, parameters, attempt, client)
+            self.attempts[site], self.open[site] = attempt, opened.run
+            if not opened.state.is_final:
                 return
 
     async def _replace(self, site: str, why: str, client: PrefectClient) -> None:
@@ -124,7 +157,8 @@ class SessionBook:
         states = await session_states(self.open.values())
         for site, run in list(self.open.items()):
             if run in states and states[run].type == "CRASHED":
-                await self._start(site)
+                async with scrubbed_client() as client:
+                    await self._start(site, client)
 
     async def finish(self, seconds: float) -> dict[str, SessionState]:
         """Wait for the sessions to end by themselves; cancel those that do not.

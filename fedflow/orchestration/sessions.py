@@ -13,8 +13,9 @@ from uuid import UUID
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import State
-from prefect.deployments.flow_runs import arun_deployment
-from prefect.states import Cancelling, Crashed
+from prefect.context import FlowRunContext
+from prefect.states import Cancelling, Crashed, Pending, Scheduled
+from prefect.tasks import Task
 
 from fedflow.orchestration.configuration import SessionParameters
 from fedflow.orchestration.registration import deployment_name
@@ -34,6 +35,13 @@ class SessionState(NamedTuple):
         return self.type in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
+class Opened(NamedTuple):
+    """A session's flow run, new or there before, and how it stood when it was opened."""
+
+    run: UUID
+    state: SessionState
+
+
 async def open_session(
     label: str, job: str, manifest_hex: str, attempt: int, client: PrefectClient | None = None
 ) -> UUID:
@@ -46,17 +54,42 @@ async def open_session(
         async with scrubbed_client() as own:
             return await open_session(label, job, manifest_hex, attempt, own)
     parameters = SessionParameters(job=job, manifest=manifest_hex)
-    run = await arun_deployment(
-        deployment_name(label),
-        client=client,
+    deployment = await client.read_deployment_by_name(deployment_name(label))
+    return (await open_at(deployment.id, label, parameters, attempt, client)).run
+
+
+async def open_at(
+    deployment: UUID, label: str, parameters: SessionParameters, attempt: int, client: PrefectClient
+) -> Opened:
+    """The same where the deployment's id is known: two requests inside a flow, one outside."""
+    job = parameters.job
+    run = await client.create_flow_run_from_deployment(
+        deployment,
         parameters=parameters.model_dump(),
-        flow_run_name=f"{label} · session {attempt}",
+        state=Scheduled(),
+        name=f"{label} · session {attempt}",
         tags=["fedflow", f"job:{job}"],
-        idempotency_key=f"fedflow/{job}/{manifest_hex}/{label}/{attempt}",
-        timeout=0,
-        as_subflow=True,
+        idempotency_key=f"fedflow/{job}/{parameters.manifest}/{label}/{attempt}",
+        parent_task_run_id=await _placeholder(label, job, attempt, client),
     )
-    return run.id
+    return Opened(run.id, _plain(run.state))
+
+
+async def _placeholder(label: str, job: str, attempt: int, client: PrefectClient) -> UUID | None:
+    """The task that stands for the session in the flow it is opened from; made once."""
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        return None
+    task: Task[[], None] = Task(fn=lambda: None, name=deployment_name(label), persist_result=False)
+    task.task_key = f"fedflow.session.{label}"
+    made = await client.create_task_run(
+        task,
+        context.flow_run.id,
+        dynamic_key=f"{job}/{attempt}",
+        name=f"{label} · session {attempt}",
+        state=Pending(),
+    )
+    return made.id
 
 
 async def session_state(flow_run_id: UUID, client: PrefectClient | None = None) -> SessionState:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import uuid
 
+import httpx
 import pytest
 from orchestration_room import MANIFEST, read_state, serve_run
 from prefect import flow
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.context import FlowRunContext
 from prefect.settings import temporary_settings
 from prefect.states import Running
 from pydantic import ValidationError
@@ -129,6 +132,23 @@ async def test_a_session_inside_a_flow_is_its_subflow(label, daemon):
     assert await session_state(run_id) == SessionState("COMPLETED", "Completed", "3 rounds")
 
 
+async def test_asking_again_makes_no_second_place_in_the_flow(label):
+    await register_site(label)
+
+    @flow(persist_result=False)
+    async def parent() -> uuid.UUID:
+        assert await open_session(label, "trial", MANIFEST, 1) == await open_session(
+            label, "trial", MANIFEST, 1
+        )
+        context = FlowRunContext.get()
+        return context.flow_run.id
+
+    mine = FlowRunFilter(id=FlowRunFilterId(any_=[await parent()]))
+    async with scrubbed_client() as client:
+        tasks = await client.read_task_runs(flow_run_filter=mine)
+    assert [task.name for task in tasks] == [f"{label} · session 1"]
+
+
 async def test_many_states_in_one_look(label):
     await register_site(label)
     ids = [await open_session(label, "trial", MANIFEST, n) for n in (1, 2)]
@@ -185,6 +205,56 @@ async def test_a_session_is_replaced_when_its_worker_went_away(label, book):
     await until(lambda: book.open[label] != first)
     assert book.attempts[label] == 2
     assert (await session_state(book.open[label])).type == "SCHEDULED"
+
+
+async def test_many_sites_are_asked_with_few_requests(label):
+    sites = [f"{label[:50]}-{number}" for number in range(6)]
+    first = await asked(session_book.SessionBook("trial", MANIFEST, sites))
+    assert len(first) <= 3 + 3 * len(sites)  # the look; pool, deployment and run of each
+    again = session_book.SessionBook("trial", MANIFEST, sites)
+    assert len(await asked(again)) <= 3 + len(sites)
+    assert set(again.attempts.values()) == {1}
+
+
+async def asked(book):
+    """The requests in which a book opens all its sessions."""
+    requests = []
+
+    async def note(request):
+        requests.append((request.method, request.url.path, request.read()))
+
+    async with scrubbed_client() as client:
+        client._client.event_hooks["request"].append(note)
+        await book._serve_due(client)
+    assert book.complete.is_set()
+    # a client greets the server first; a busy server is asked the same again
+    return {asked for asked in requests if not asked[1].endswith(("version", "csrf-token"))}
+
+
+async def test_sites_are_asked_one_at_a_time_once_the_server_is_busy(monkeypatch):
+    sites = [f"site-{number}" for number in range(20)]
+    book = session_book.SessionBook("trial", MANIFEST, sites)
+    busy, most, served = 0, [], []
+
+    async def serve(site, client, known):
+        nonlocal busy
+        busy += 1
+        most.append(busy)
+        await asyncio.sleep(0)
+        if len(served) == 3:
+            await book._narrow(httpx.Response(503))
+        served.append(site)
+        busy -= 1
+
+    async def nothing(labels, client):
+        return None
+
+    monkeypatch.setattr(book, "_serve", serve)
+    monkeypatch.setattr(session_book, "look_up", nothing)
+    await book._serve_due(None)
+    assert sorted(served) == sorted(sites)
+    assert max(most) == session_book.AT_ONCE
+    assert set(most[-8:]) == {1}
 
 
 async def test_a_restarted_coordinator_goes_on_with_the_open_session(label, book):
