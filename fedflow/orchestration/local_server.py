@@ -46,6 +46,21 @@ _REDIS_MODULES = {
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect_redis.lease_storage",
     "PREFECT_SERVER_WORKER_CHANNEL_CLEANUP_QUEUE_STORAGE": "prefect_redis.cleanup_queue",
 }
+# Fifteen connections by default: with fifty workers asking at once requests would wait half a
+# minute for one, and fail.
+_CONNECTIONS = {
+    "PREFECT_SERVER_DATABASE_SQLALCHEMY_POOL_SIZE": "20",
+    "PREFECT_SERVER_DATABASE_SQLALCHEMY_MAX_OVERFLOW": "30",
+}
+# How many events its services take at a time: one by default, each with three questions to Redis
+# and a transaction, which falls minutes behind a job of fifty sites.
+_REDIS_BATCHES = {
+    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_READ_BATCH_SIZE": "100",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "100",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "50",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "0.5",
+    "PREFECT_SERVER_SERVICES_TRIGGERS_READ_BATCH_SIZE": "100",
+}
 
 
 class LocalPrefectServer:
@@ -226,9 +241,9 @@ class LocalPrefectServer:
                 "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{file}",
                 **{f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in _IDLE_SERVICES},
             }
-        wanted = {"PREFECT_API_DATABASE_CONNECTION_URL": self._database}
+        wanted = {"PREFECT_API_DATABASE_CONNECTION_URL": self._database, **_CONNECTIONS}
         if self._redis is not None:
-            wanted |= _REDIS_MODULES
+            wanted |= _REDIS_MODULES | _REDIS_BATCHES
             wanted |= {
                 "PREFECT_REDIS_MESSAGING_URL": self._redis,
                 "PREFECT_REDIS_WORKER_CLEANUP_QUEUE_URL": self._redis,  # has settings of its own

@@ -120,7 +120,8 @@ def start(processes, folder, environment):
         arguments = [program, "agents", str(folder), str(first), str(stop)]
         processes.start(f"agents-{number}", arguments, inherited | paths)
     arguments = [program, "workers", str(folder), "0", str(SITES)]
-    processes.start("workers", arguments, inherited | paths | environment)
+    polling = {"PREFECT_WORKER_QUERY_SECONDS": "30"}  # events wake a worker; see docs/scale-out.md
+    processes.start("workers", arguments, inherited | paths | environment | polling)
 
 
 async def ended(processes, name):
