@@ -69,3 +69,19 @@ def imports_without(packages, *modules):
         text=True,
         timeout=200,
     ).stderr
+
+
+def module_without(packages, module, *arguments):
+    """(status, output, error) of ``python -m module`` where ``packages`` are missing."""
+    code = _RUNNER.partition("from fedflow")[0] + "import runpy\n"
+    # what ``python -m`` does: argv[0] is "-m" until the module is found
+    code += "sys.argv = ['-m', *commands[1:]]\n"
+    code += "runpy._run_module_as_main(commands[0])\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps([sorted(packages), [module, *arguments]])],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    return done.returncode, done.stdout, done.stderr

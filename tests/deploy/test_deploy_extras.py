@@ -7,7 +7,18 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from deploy_roles import ALL, PLOTS, RELAY, SITE, STORES, TOOLS, WORKER, imports_without, without
+from deploy_roles import (
+    ALL,
+    PLOTS,
+    RELAY,
+    SITE,
+    STORES,
+    TOOLS,
+    WORKER,
+    imports_without,
+    module_without,
+    without,
+)
 
 from fedflow import extras
 from fedflow.errors import Refusal
@@ -126,3 +137,13 @@ def test_the_named_packages_are_those_of_pyproject():
             if package not in ("dask", "distributed"):  # come with prefect-dask
                 assert package in wanted
             assert find_spec(package) is not None
+
+
+@pytest.mark.parametrize("missing", [WORKER, PLOTS, SITE])
+def test_a_flow_started_without_its_extra_ends_with_a_sentence(missing):
+    status, out, err = module_without(missing, "flows.training", "job", "--coordinator", ".")
+    assert status == 2
+    assert out == ""
+    assert err.strip() == f"fedflow: refused: {extras.sentence('coordinator')}"
+    # who imports a flow is told by an error it can handle, as of any missing extra
+    assert "fedflow.errors.Refusal" in imports_without(missing, "flows.scheduled")
