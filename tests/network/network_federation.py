@@ -23,6 +23,7 @@ from chaos_world import World, chaos_plan
 
 from fedflow.coordinator.job import Job
 from fedflow.exchange import layout
+from fedflow.learning.plan import Plan
 
 CHAOS = Path(__file__).parents[1] / "chaos"
 SITES = ("site-1", "site-2", "site-3", "site-4")
@@ -130,7 +131,9 @@ class Federation:
     def train(self, rounds: int, leg_seconds: float) -> Training:
         """Publish one more job and start its coordinator."""
         world, self.jobs = self.world, self.jobs + 1
-        world.plan, url = chaos_plan(rounds, leg_seconds), world.url
+        raw = chaos_plan(rounds, leg_seconds).model_dump()
+        raw["evaluation"] |= {"every": rounds}  # the last one only
+        world.plan, url = Plan.model_validate(raw), world.url
         world.url = str(world.store)  # the relay's own folder: it is on a network we are not on
         job = world.add_job(f"net-{self.jobs}")
         world.url = url

@@ -37,7 +37,7 @@ def healed(federation):
 
 
 def test_a_site_that_is_cut_off_is_done_without_and_returns(federation):
-    training, site = federation.train(rounds=60, leg_seconds=8.0), federation.hosts["site-4"]
+    training, site = federation.train(rounds=50, leg_seconds=8.0), federation.hosts["site-4"]
     until("its advert in the third order", training.put(3, "advert", "site-4"))
     site.cut()
     cut_in = max(training.opened(), default=0)
@@ -89,7 +89,7 @@ def test_slow_links_take_part(federation):
 
 def test_a_site_that_hears_no_answers_pays_nothing_twice(federation):
     """What it sends arrives and what is answered does not: it cannot know, and asks again."""
-    training, hub = federation.train(rounds=20, leg_seconds=6.0), federation.hosts["hub"]
+    training, hub = federation.train(rounds=12, leg_seconds=6.0), federation.hosts["hub"]
     until("its advert in the third order", training.put(3, "advert", "site-3"))
     hub.answer_nothing_to(federation.hosts["site-3"])
     before = max(training.opened(), default=0)
