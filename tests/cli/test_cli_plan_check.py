@@ -228,7 +228,7 @@ def test_a_plan_that_only_scores_has_no_figure_of_training(tmp_path):
     out = check(rounds=0)
     assert "nothing is trained" in out
     assert "evaluation: ε per person" in out
-    for words in ("training: ε", "whole plan", "first round", "noise in shares"):
+    for words in ("training: ε", "whole plan", "first round", "noise in shares: each"):
         assert words not in out
     facts = json.loads(check("--json", rounds=0))
     assert facts["shares"] is facts["rounding"] is None
