@@ -25,7 +25,7 @@ def round_rows(records: Sequence[RoundRecord]) -> Rows:
             "round": r.number,
             "sites in the sum": len(r.sites),
             "dropped": _names(r.dropped),
-            "refused": _reasons(r.refused),
+            "refused": _reasons({site: why.split(":", 1)[0] for site, why in r.refused.items()}),
             "away": _names(r.absent),
             "AUC (noised)": "" if r.auc is None else f"{r.auc:.3f} ± {r.auc_stderr or 0.0:.3f}",
             "seconds": round(r.seconds, 2),
@@ -116,7 +116,7 @@ def summary(
         shown = [f"- {_rounds(numbers)}: {what}" for what, numbers in trouble.items()]
         lines += ["## Refusals and losses", "", *shown[:MOST_ROUNDS], ""]
     lines.append(
-        "What each site has spent is in its own ledger and known to nobody else:"
+        "What each site has spent is in its own ledger, and told where it refused for that:"
         " `fedflow site status` there, `fedflow audit verify` over exported ledgers."
     )
     return "\n".join(lines)
