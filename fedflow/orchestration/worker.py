@@ -201,6 +201,29 @@ class FedflowWorker(BaseWorker[FedflowJobConfiguration, BaseVariables, FedflowWo
         with scrub.answers():
             await super().sync_with_backend()
 
+    async def _submit_run(self, flow_run: FlowRun) -> None:
+        # here Prefect lets an answer end the whole worker, or keep a run's place for good
+        try:
+            with scrub.answers():
+                await super()._submit_run(flow_run)
+        except Exception as exc:
+            _log.warning("run %s cannot be taken: %s", flow_run.id, type(exc).__name__)
+        finally:
+            self._submitting_flow_run_ids.discard(flow_run.id)
+            if flow_run.id not in self._followed:
+                self._release_limit_slot(flow_run.id)
+
+    async def _submit_run_and_capture_errors(
+        self, flow_run: FlowRun, task_status: anyio.abc.TaskStatus[int | Exception] | None = None
+    ) -> BaseWorkerResult | Exception:
+        try:
+            return await super()._submit_run_and_capture_errors(flow_run, task_status)
+        except Exception as exc:  # it captures those of its beginning only
+            _log.warning("run %s cannot be told of: %s", flow_run.id, type(exc).__name__)
+            return exc
+        finally:
+            self._followed.discard(flow_run.id)
+
     async def _get_scheduled_flow_runs(self) -> list[WorkerFlowRunResponse]:
         return (await super()._get_scheduled_flow_runs())[: 4 * MAX_RUNS]
 

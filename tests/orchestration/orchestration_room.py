@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import threading
 import time
 import urllib.error
@@ -54,10 +55,16 @@ class Daemon:
 
 
 class EvilServer:
-    """Forwards to the real API, after ``mutate(method, path, answer) -> answer`` had its way."""
+    """Forwards to the real API, after ``mutate(method, path, answer) -> answer`` had its way.
+
+    ``respond(method, path)`` may answer by itself: a status, headers and a body. Web sockets go to
+    the port ``sockets``, where there is one.
+    """
 
     def __init__(self, target: str) -> None:
         self.mutate = lambda method, path, answer: answer
+        self.respond = lambda method, path: None
+        self.sockets = None
         self.seen = []
         outer = self
 
@@ -68,8 +75,10 @@ class EvilServer:
             def _forward(self):
                 body = self.rfile.read(int(self.headers.get("content-length") or 0))
                 outer.seen.append((self.command, self.path, body + str(self.headers).encode()))
+                if (own := outer.respond(self.command, self.path)) is not None:
+                    return self._answer(own[0], own[2], own[1])
                 if self.headers.get("upgrade"):
-                    return self._answer(404, b"{}")
+                    return self._tunnel() if outer.sockets else self._answer(404, b"{}")
                 keep = {k: v for k, v in self.headers.items() if k.lower() in KEPT}
                 request = urllib.request.Request(
                     target + self.path, data=body or None, headers=keep, method=self.command
@@ -88,9 +97,25 @@ class EvilServer:
                         content = json.dumps(changed).encode()
                 return self._answer(status, content)
 
-            def _answer(self, status, content):
+            def _tunnel(self):
+                head = "".join(f"{name}: {value}\r\n" for name, value in self.headers.items())
+                self.close_connection = True
+                with (
+                    contextlib.suppress(OSError),
+                    socket.create_connection(("127.0.0.1", outer.sockets)) as up,
+                ):
+                    up.sendall(f"{self.requestline}\r\n{head}\r\n".encode())
+                    down = self.connection
+                    threading.Thread(target=_pump, args=(down, up), daemon=True).start()
+                    _pump(up, down)
+
+            def _answer(self, status, content, headers=()):
+                if self.headers.get("upgrade"):  # web sockets know nothing older
+                    self.protocol_version, self.close_connection = "HTTP/1.1", True
                 self.send_response(status)
                 self.send_header("content-type", "application/json")
+                for name, value in dict(headers).items():
+                    self.send_header(name, value)
                 self.send_header("content-length", str(len(content)))
                 self.end_headers()
                 with contextlib.suppress(OSError):
@@ -113,6 +138,30 @@ class EvilServer:
     def received(self, text: str) -> bool:
         """Whether ``text`` occurs in anything a client sent: path, headers or body."""
         return any(text.encode() in path.encode() + raw for _, path, raw in self.seen)
+
+
+def _pump(source, target):
+    """Copy bytes until either side ends, then end the other."""
+    with contextlib.suppress(OSError):
+        while part := source.recv(65536):
+            target.sendall(part)
+    for end in (source, target):
+        with contextlib.suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.asynccontextmanager
+async def bystander():
+    """A host that no server may send a site to: its port, and what came there."""
+    came = []
+
+    async def note(reader, writer):
+        came.append(await reader.read(4096))
+        writer.close()
+
+    server = await asyncio.start_server(note, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1], came
 
 
 KEPT = {"content-type", "x-prefect-api-version", "prefect-csrf-token", "prefect-csrf-client"}
