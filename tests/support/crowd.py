@@ -101,6 +101,9 @@ class Standin:
     async def close(self) -> None:
         """Nothing to end."""
 
+    def forget(self) -> None:
+        """Nothing is kept."""
+
     async def run(self, task: str, *, plan: bytes, model: bytes = b"", **_: Any) -> np.ndarray:
         if task == "check":
             return np.empty(0, np.float32)
