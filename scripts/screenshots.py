@@ -21,9 +21,11 @@ import tempfile
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from fedflow.coordinator.job import create_job, load_job  # noqa: E402
+from fedflow.coordinator.job import create_job  # noqa: E402
 from fedflow.coordinator.settings import init_coordinator, open_coordinator  # noqa: E402
 from fedflow.crypto.identity import Identity  # noqa: E402
 from fedflow.demo.processes import Processes  # noqa: E402
@@ -166,7 +168,6 @@ class Federation:
             spec=state_spec(model_spec(workload), plan),
             reference_persons=workload.reference_persons,
         )
-        load_job(exchange, JOB, authority.public)
 
     def start_sites(self) -> None:
         """Agents and workers."""
@@ -267,6 +268,7 @@ def small_plan() -> Plan:
     """The trivial plan with six rounds, each second one scored."""
     raw = load_plan(ROOT / "flows" / "plans" / "trivial.toml").model_dump()
     raw["plan"] |= {"rounds": 6}
+    raw["strategy"] |= {"server_learning_rate": 0.05}
     # more than a picture takes: a held site must not be given up
     raw["deadlines"] |= {"round_seconds": 240, "leg_seconds": 240}
     raw["evaluation"] |= {"every": 2, "bins": 20, "noise_multiplier": 40.0}
@@ -278,6 +280,18 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def newest_events() -> str:
+    """The query of fedflow's own events of the last minutes: the feed leaves out the newest."""
+    now = datetime.now(UTC)
+    wanted = {
+        "events": json.dumps(["fedflow.*"]),
+        "rangeType": "range",
+        "start": (now - timedelta(minutes=10)).isoformat(),
+        "end": (now + timedelta(minutes=1)).isoformat(),
+    }
+    return urllib.parse.urlencode(wanted)
 
 
 def shoot(federation: Federation, picture: Callable[[Picture], None]) -> None:
@@ -303,7 +317,7 @@ def shoot(federation: Federation, picture: Callable[[Picture], None]) -> None:
     for table, width, height in (("rounds", 1600, 640), ("summary", 1280, 1470)):
         shown = api.artifact(f"{JOB}-{table}")
         picture(Picture(table, f"v2/artifacts/artifact/{shown}", width, height))
-    picture(Picture("events", "v2/events", height=1000))
+    picture(Picture("events", f"v2/events?{newest_events()}", height=1000))
     federation.command("prefect", "deploy")
     picture(Picture("deployments", "v2/deployments", height=880))
     federation.command("prefect", "automations", "--install")
@@ -327,6 +341,7 @@ def main() -> None:
         print("fedflow: taking pictures needs Chromium, and there is none here", file=sys.stderr)
         raise SystemExit(2)
     options.out.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started ends with it
 
     def picture(wanted: Picture) -> None:
         target = options.out / f"ui-{wanted.name}.png"
