@@ -1,4 +1,4 @@
-"""The documentation builds, every link in it leads somewhere, and nothing is loaded from outside."""
+"""The documentation builds, its links lead somewhere, and nothing is loaded from elsewhere."""
 
 from __future__ import annotations
 
