@@ -9,11 +9,25 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any, TypeVar
+
+from prefect.exceptions import TerminationSignal
 
 from fedflow.errors import FedflowError
 from fedflow.orchestration.scale_out import RUNNERS, run, task_runner
 from fedflow.simulation.sharded import Simulation
+
+T = TypeVar("T")
+
+
+async def _until_stopped(work: Coroutine[Any, Any, T]) -> T:
+    """``work``; SIGTERM ends it as Ctrl-C does. While the flow runs Prefect sees to that."""
+    task = asyncio.create_task(work)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await task
 
 
 def main() -> None:
@@ -40,9 +54,11 @@ def main() -> None:
             lost=options.lost,
         )
         runner = task_runner(options.runner, options.shards)
-        state, rounds = asyncio.run(run(simulation, options.rounds, runner))
+        state, rounds = asyncio.run(_until_stopped(run(simulation, options.rounds, runner)))
     except FedflowError as error:
         parser.exit(2, f"fedflow: {error}\n")
+    except (asyncio.CancelledError, KeyboardInterrupt, TerminationSignal):
+        parser.exit(130, "fedflow: stopped\n")
     for opened in rounds:
         peak = max(report.peak_mb for report in opened.shards)
         print(

@@ -20,7 +20,8 @@ from prefect.states import Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from fedflow.errors import FedflowError, InputError, Refusal
-from fedflow.simulation.sharded import Opened, Simulation, open_sum, play_shard
+from fedflow.simulation.sharded import Opened, open_sum, play_shard
+from fedflow.simulation.shards import Post, Simulation
 
 RUNNERS = ("threads", "dask", "ray")
 _LAST: dict[str, list[Opened]] = {}
@@ -45,7 +46,7 @@ def task_runner(name: str, workers: int) -> TaskRunner[Any]:
     runner: TaskRunner[Any]
     if name == "dask":
         cluster = {"n_workers": workers, "threads_per_worker": 1, "processes": True}
-        local = {"host": "127.0.0.1", "dashboard_address": None}
+        local = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
         runner = module.DaskTaskRunner(cluster_kwargs={**cluster, **local})
     else:
         runner = module.RayTaskRunner(init_kwargs={"num_cpus": workers, "include_dashboard": False})
@@ -100,10 +101,15 @@ async def scale_out(folder: str, rounds: int) -> State[Any]:
     """Play ``rounds`` rounds of the simulation in ``folder``, from the first."""
     simulation = Simulation.open(Path(folder))
     for number in range(1, rounds + 1):
-        shards = [play.submit(folder, shard, number) for shard in range(simulation.shards)]
-        opened: State[Any] = await aggregate(folder, number, return_state=True)  # type: ignore[misc]
-        for shard in shards:
-            await asyncio.to_thread(shard.wait)
+        try:
+            shards = [play.submit(folder, shard, number) for shard in range(simulation.shards)]
+            opened: State[Any] = await aggregate(folder, number, return_state=True)  # type: ignore[misc]
+            for shard in shards:
+                await asyncio.to_thread(shard.wait)
+        except BaseException:
+            # threads and other processes wait for messages of this round: they shall not any more
+            Post(simulation, number).give_up("stopped")
+            raise
         if not opened.is_completed():
             return Failed(name="Aborted", message=f"round {number}: {opened.message}")
     return Completed(message=f"{rounds} rounds of {simulation.sites} sites")

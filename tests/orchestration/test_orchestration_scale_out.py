@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 
@@ -74,6 +75,26 @@ async def test_a_shard_that_dies_ends_the_round_with_its_name(tmp_path, connecte
     assert "ValueError" in state.message
     assert "nobody may see" not in state.message
     assert opened == []
+
+
+async def test_a_flow_that_is_stopped_waits_for_nobody(tmp_path, connected, monkeypatch):
+    simulation = make(tmp_path, seconds=3600.0)
+
+    def never(simulation, shard, number):
+        Post(simulation, number).wait("never")
+
+    monkeypatch.setattr(scale_out, "play_shard", never)
+    runner = scale_out.task_runner("threads", 2)
+    playing = asyncio.create_task(scale_out.run(simulation, 2, runner))
+    order = simulation.folder / "exchange" / "rounds" / "000001" / "order"
+    async with asyncio.timeout(60):
+        while not order.exists():
+            await asyncio.sleep(0.02)
+        playing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await playing
+    with pytest.raises(Aborted, match="stopped"):
+        Post(simulation, 1).wait("never")
 
 
 def together(simulation, number=1):
