@@ -24,7 +24,7 @@ STEPS = list(read(PAGE))
 MACHINES = ("hub", "berlin", "paris", "rome", "oslo")
 SITES = MACHINES[1:]
 #: Longest time any block may take on a busy machine (seconds).
-PATIENCE = 400.0
+PATIENCE = 700.0
 
 
 class Tutorial:
@@ -106,7 +106,7 @@ def check(tutorial, folder):
     assert lost, said["Lose a site, and see it return", "hub"]
     assert all(without.strip() in ("", "oslo") for _, _, without in rounds)
     assert rounds[-1][:2] == ("80", "4")  # it came back
-    assert "verified" in said["Trust nobody: the audit", "hub"].lower()
+    assert "audit verified" in said["Trust nobody: the audit", "hub"]
     assert (folder / "hub" / "audit.html").stat().st_size > 1000
     for label in SITES:
         status = said["What it cost", label]
@@ -115,7 +115,7 @@ def check(tutorial, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1500)
 def test_the_page_works_as_it_stands(tmp_path):
     """On five hosts; where there can be none, in five folders, and skipped by name after that."""
     if os.environ.get("FEDFLOW_CI") == "1":
