@@ -102,9 +102,6 @@ class Standin:
         """Nothing to end."""
 
     def forget(self) -> None:
-        """Nothing is remembered."""
-
-    def forget(self) -> None:
         """Nothing is kept."""
 
     async def run(self, task: str, *, plan: bytes, model: bytes = b"", **_: Any) -> np.ndarray:
