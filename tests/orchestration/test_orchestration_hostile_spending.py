@@ -1,7 +1,7 @@
 """A hostile server before a real site: agent, policy and ledger as they are, training a stand-in.
 
-Whatever session it asks for, nothing is charged without a signed order of the job's coordinator. And
-when a site fails, in any way, nothing of why leaves it but a code and a fixed sentence.
+Whatever session it asks for, nothing is charged without a signed order of the job's coordinator.
+And when a site fails, in any way, nothing of why leaves it but a code and a fixed sentence.
 """
 
 from __future__ import annotations
