@@ -102,8 +102,9 @@ def check(tutorial, folder):
         said["Lose a site, and see it return", "hub"],
         re.MULTILINE,
     )
-    lost = [int(number) for number, sites, without in rounds if without.strip() == "oslo"]
-    assert lost, said["Lose a site, and see it return", "hub"]
+    # Whether a round went on without it depends on the moment: what it had sent still counts.
+    log = (folder / "oslo" / "oslo" / "agent.log").read_text()
+    assert log.count("joined job first") == 2
     assert all(without.strip() in ("", "oslo") for _, _, without in rounds)
     assert rounds[-1][:2] == ("80", "4")  # it came back
     assert "audit verified" in said["Trust nobody: the audit", "hub"]
@@ -111,7 +112,7 @@ def check(tutorial, folder):
     for label in SITES:
         status = said["What it cost", label]
         assert "rows/train" in status
-        assert "rows/holdout" in status or "rows/eval" in status, status
+        assert "rows/evaluate" in status
 
 
 @pytest.mark.slow
