@@ -191,13 +191,23 @@ async def take_part(
     await progress(order.round, "done")
 
 
+async def _model(services: SiteServices, order: Order, following: Following) -> bytes:
+    """The order's model; an exchange that is down is asked again while the order is open."""
+    while True:
+        try:
+            return await in_thread(services.exchange, following.model, order.model)
+        except Missing:
+            raise Missed("model") from None
+        except OSError:
+            if time.time() >= order.deadline / 1000:
+                raise Missed("model") from None
+            await asyncio.sleep(max(services.poll_seconds, 0.2))
+
+
 async def _start_training(
     services: SiteServices, job: Admitted, order: Order, data: Path, following: Following
 ) -> asyncio.Future[npt.NDArray[Any]]:
-    try:
-        model = await in_thread(services.exchange, following.model, order.model)
-    except Missing:
-        raise Missed("model") from None
+    model = await _model(services, order, following)
     return asyncio.ensure_future(
         services.trainer.run(
             Kind(order.kind).word,

@@ -202,8 +202,8 @@ class Session:
                 # Only an order that verified can have been refused for lack of budget.
                 if code == "budget-exhausted" and leaves_job(peek_order(data).kind, code):
                     return SessionEnd("refused", code, reason)
-            except OSError:
-                log.exception("order %d: the exchange or the disk failed", sequence)
+            except OSError as error:
+                log.warning("order %d: the exchange or the disk failed: %s", sequence, error)
             sequence += 1
 
     async def _where_to_join(self, job: Admitted) -> int:
