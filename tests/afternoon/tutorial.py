@@ -6,6 +6,7 @@ are words in capitals and quotes. Each machine has one terminal: a shell that st
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import selectors
@@ -124,11 +125,12 @@ class Terminal:
 
     def close(self) -> None:
         """End the shell and whatever was started in it."""
-        for pid in _session(self.process.pid):
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        until = time.monotonic() + 10.0
+        while (left := _session(self.process.pid)) and time.monotonic() < until:
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
         self.process.wait()
 
 
@@ -140,6 +142,6 @@ def _session(leader: int) -> list[int]:
             fields = path.read_text().rpartition(")")[2].split()
         except OSError:
             continue
-        if int(fields[3]) == leader:
+        if int(fields[3]) == leader and fields[0] != "Z":
             found.append(int(path.parent.name))
     return found
