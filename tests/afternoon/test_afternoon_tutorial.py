@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -156,6 +156,13 @@ def test_a_blank_that_nothing_has_told_is_found():
         fill('ask "FINGERPRINT-OF-ROME"', {"FINGERPRINT-OF-PARIS": "1f2e"})
 
 
+def _runs(process):
+    """Whether a process is there and not merely waiting to be collected."""
+    with suppress(OSError):
+        return bool(Path(f"/proc/{process}/cmdline").read_bytes())
+    return False
+
+
 def test_a_command_that_fails_ends_the_walk(tmp_path):
     terminal = Terminal(["bash", "--norc"], tmp_path / "home", dict(os.environ))
     try:
@@ -168,6 +175,7 @@ def test_a_command_that_fails_ends_the_walk(tmp_path):
         assert "never" not in str(failed.value)
     finally:
         terminal.close()
-    assert not Path(f"/proc/{sleeper}/cmdline").exists() or not (
-        Path(f"/proc/{sleeper}/cmdline").read_bytes()
-    )
+    until = time.monotonic() + 20
+    while _runs(sleeper) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not _runs(sleeper)

@@ -52,6 +52,7 @@ COMMANDS = [
     ("prefect", "automations"),
     ("prefect", "deploy"),
     ("prefect", "status"),
+    ("workload", "example"),
 ]
 PLAN = "flows/plans/randhie.toml"
 

@@ -225,7 +225,7 @@ def test_prefect_was_told_names_and_states_and_nothing_else(finished):
         assert set(parameters) == {"job", "manifest"}
         assert parameters["job"] == facts["job"]
         assert re.fullmatch("[0-9a-f]{64}", parameters["manifest"])
-    assert trainings == [{"job": facts["job"]}]
+    assert trainings == [{"job": facts["job"], "sessions": True}]
     assert results == 0
     for word in ("dispatch", "train site-", "secure aggregate", "update global", "evaluate"):
         assert any(word in name for name in tasks), word

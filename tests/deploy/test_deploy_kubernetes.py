@@ -81,7 +81,7 @@ def test_every_pod_runs_with_few_rights():
                 assert "readinessProbe" in container, name
             for variable in container.get("env", []):
                 assert "secretKeyRef" not in str(variable), name
-                if re.search("PASSWORD|AUTH_STRING|DATABASE", variable["name"]):
+                if re.search("PASSWORD|AUTH_STRING|CONNECTION_URL|REDIS.*URL", variable["name"]):
                     assert variable["name"].endswith("_FILE"), name
 
 

@@ -15,6 +15,7 @@ import uuid
 
 import anyio
 import httpx
+from prefect.exceptions import ObjectNotFound
 
 from fedflow.orchestration import scrub
 from fedflow.orchestration import worker as module
@@ -129,7 +130,12 @@ async def main(label: str, turns: int) -> None:
                 except Exception as exc:
                     said[type(exc).__name__] = said.get(type(exc).__name__, 0) + 1
                     if name in ("sync", "poll") and not isinstance(
-                        exc, httpx.TransportError | httpx.HTTPStatusError | module.Refusal
+                        exc,
+                        # a pool that is gone ends the worker, and its unit starts it again
+                        httpx.TransportError
+                        | httpx.HTTPStatusError
+                        | module.Refusal
+                        | ObjectNotFound,
                     ):
                         escaped.add(f"{name}: {type(exc).__name__}: {exc}")
             await idle(worker, 3)

@@ -110,7 +110,7 @@ async def test_deploying_twice_and_the_next_job_runs_from_the_pool(connected, tm
     await room.stop()
     assert second.state.name == "Nothing to do", "two schedules start one run"
     async with scrubbed_client() as client:
-        tags = FlowRunFilter(tags=FlowRunFilterTags(all_=[f"job:{JOB}"]))
+        tags = FlowRunFilter(tags=FlowRunFilterTags(all_=[f"job:{JOB}", "fedflow-resume"]))
         started = await client.read_flow_runs(flow_run_filter=tags)
     assert len(started) == 1
     assert started[0].parameters["job"] == JOB

@@ -305,4 +305,4 @@ def test_nothing_in_the_ledger_has_a_way_to_give_back_or_to_decide_by_pld() -> N
         for node in ast.walk(ast.parse(inspect.getsource(ledger)))
         if isinstance(node, ast.FunctionDef) and "writing()" in ast.unparse(node)
     }
-    assert writers == {"open_account", "commit_plan", "reserve", "settle"}
+    assert writers == {"open_account", "commit_plan", "reserve", "settle", "rotate"}

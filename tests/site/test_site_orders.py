@@ -9,7 +9,7 @@ from job_room import JOB, Room, drive, make_plan
 
 from fedflow.coordinator.job import create_job
 from fedflow.crypto.identity import Identity
-from fedflow.errors import Refusal, Violation
+from fedflow.errors import Refusal
 from fedflow.exchange import MemoryExchange, layout
 from fedflow.learning.model_file import model_digest
 from fedflow.site.admission import admit_order
@@ -369,7 +369,7 @@ async def test_the_same_manifest_again_is_fine(room):
             await asyncio.sleep(0.01)
         site.task.cancel()
         assert (await site.task).outcome == "cancelled"
-    assert len(room.exchange.list(layout.hellos(JOB))) == 2
+    assert len(room.exchange.list(layout.hellos(JOB))) == 4  # each start, and each farewell
 
 
 async def test_a_job_that_is_over_by_the_clock_ends_the_session(tmp_path):
@@ -464,7 +464,7 @@ async def test_a_copy_of_an_earlier_message_is_not_an_answer_to_a_later_leg(room
 
 
 async def test_a_second_job_under_a_taken_id_is_refused(room):
-    with pytest.raises(Violation) as caught:
+    with pytest.raises(Refusal, match="another id") as caught:
         create_job(
             room.exchange,
             job=JOB,
@@ -475,7 +475,7 @@ async def test_a_second_job_under_a_taken_id_is_refused(room):
             initial_model=room.model,
             spec=room.spec,
         )
-    assert caught.value.code == "already-put"
+    assert caught.value.code == "job-taken"
 
 
 async def test_admitting_an_order_writes_nothing(room):
