@@ -12,7 +12,7 @@ PARALLEL ?= -n auto --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast bench data-mnist data-boston peer-flwr chaos fuzz docs lint types lock clean
+.PHONY: help setup demo test test-fast test-long bench data-mnist data-boston peer-flwr chaos fuzz docs lint types lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -32,6 +32,9 @@ demo: $(READY) ## Six sites train one model on this machine; ARGS="--keep-server
 
 test: $(READY) ## Run the whole test suite
 	$(BIN)/pytest $(PARALLEL) $(ARGS)
+
+test-long: $(READY) ## Run everything, whole federations on real servers and hosts included
+	FEDFLOW_LONG=1 $(BIN)/pytest $(PARALLEL) $(ARGS)
 
 test-fast: $(READY) ## Run the tests that are not marked slow
 	$(BIN)/pytest $(PARALLEL) -m "not slow" $(ARGS)

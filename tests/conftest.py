@@ -18,6 +18,28 @@ if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Whole federations on real servers and hosts, minutes each: `make test-long` runs them as well.
+LONG = {
+    "test_afternoon_tutorial.py",
+    "test_chaos_short.py",
+    "test_deploy_images.py",
+    "test_deploy_wheel.py",
+    "test_network_partitions.py",
+    "test_orchestration_automations.py",
+    "test_servers_crowd.py",
+}
+
+
+def pytest_collection_modifyitems(items):
+    """Leave the slow tests of those files for `make test-long`."""
+    if os.environ.get("FEDFLOW_LONG"):
+        return
+    skip = pytest.mark.skip(reason="takes minutes; run by `make test-long`")
+    for item in items:
+        if item.path.name in LONG and item.get_closest_marker("slow"):
+            item.add_marker(skip)
+
+
 @pytest.fixture
 async def room(tmp_path):
     """A federation in one process."""
