@@ -38,11 +38,9 @@ from fedflow.coordinator.settings import init_coordinator, open_coordinator  # n
 from fedflow.crypto.identity import Identity  # noqa: E402
 from fedflow.demo.processes import Processes  # noqa: E402
 from fedflow.errors import FedflowError, Refusal  # noqa: E402
-from fedflow.learning.model_file import encode_model  # noqa: E402
+from fedflow.learning.first_model import first_model  # noqa: E402
 from fedflow.learning.plan import Plan, load_plan  # noqa: E402
-from fedflow.learning.server_state import initial_state, state_spec  # noqa: E402
 from fedflow.learning.trivial import DATA_FILE, write_site  # noqa: E402
-from fedflow.learning.workload import find_workload, initial_model, model_spec  # noqa: E402
 from fedflow.orchestration.local_server import LocalPrefectServer  # noqa: E402
 from fedflow.orchestration.worker_process import (  # noqa: E402
     worker_command,
@@ -155,7 +153,7 @@ class Federation:
             )
             write_site(path / DATA_FILE, label, ROWS)
             keys[label] = identity.public
-        workload = find_workload(plan.plan.workload)
+        first = first_model(plan)
         exchange = open_coordinator(self.folder / "coordinator").exchange
         create_job(
             exchange,
@@ -164,9 +162,9 @@ class Federation:
             sites=keys,
             coordinator=coordinator.public,
             authority=authority,
-            initial_model=encode_model(initial_state(initial_model(workload), plan)),
-            spec=state_spec(model_spec(workload), plan),
-            reference_persons=workload.reference_persons,
+            initial_model=first.file,
+            spec=first.spec,
+            reference_persons=first.reference_persons,
         )
 
     def start_sites(self) -> None:

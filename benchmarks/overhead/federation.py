@@ -8,11 +8,9 @@ from pathlib import Path
 from fedflow.coordinator.job import create_job
 from fedflow.coordinator.settings import CoordinatorFolder, init_coordinator, open_coordinator
 from fedflow.crypto.identity import Identity
-from fedflow.learning.model_file import encode_model
+from fedflow.learning.first_model import first_model
 from fedflow.learning.plan import Plan, load_plan
-from fedflow.learning.server_state import initial_state, state_spec
 from fedflow.learning.trivial import DATA_FILE, workload, write_site
-from fedflow.learning.workload import initial_model, model_spec
 from fedflow.site.config import init_site
 from fedflow.site.policy import template
 
@@ -69,6 +67,7 @@ def build(folder: Path, sites: int, rounds: int) -> Federation:
         write_site(folder / label / DATA_FILE, label)
         keys[label] = identity.public
     coordinator = open_coordinator(folder / "coordinator")
+    first = first_model(plan)
     create_job(
         coordinator.exchange,
         job=JOB,
@@ -76,8 +75,8 @@ def build(folder: Path, sites: int, rounds: int) -> Federation:
         sites=keys,
         coordinator=key.public,
         authority=authority,
-        initial_model=encode_model(initial_state(initial_model(workload), plan)),
-        spec=state_spec(model_spec(workload), plan),
-        reference_persons=workload.reference_persons,
+        initial_model=first.file,
+        spec=first.spec,
+        reference_persons=first.reference_persons,
     )
     return Federation(folder, coordinator, plan, tuple(sorted(keys)))

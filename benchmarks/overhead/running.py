@@ -18,10 +18,8 @@ from typing import Any
 from benchmarks.figures import WrongResult
 from benchmarks.overhead.federation import JOB, Federation, build
 from fedflow.demo.processes import Processes
-from fedflow.learning.model_file import encode_model
-from fedflow.learning.server_state import initial_state
+from fedflow.learning.first_model import first_model
 from fedflow.learning.trivial import DATA_FILE, workload
-from fedflow.learning.workload import initial_model
 from fedflow.orchestration.local_server import LocalPrefectServer
 from fedflow.orchestration.worker_process import worker_command, worker_environment
 from fedflow.site.trainer import load, perform
@@ -141,7 +139,7 @@ def training_seconds(federation: Federation, times: int = 20) -> float:
     """What training one round takes by itself, on loaded data, in this process."""
     path = federation.site(federation.labels[0]) / DATA_FILE
     loaded = load(workload.name, str(path))
-    model = encode_model(initial_state(initial_model(workload), federation.plan))
+    model = first_model(federation.plan).file
     request = {
         "task": "train",
         "workload": workload.name,

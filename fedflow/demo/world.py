@@ -13,11 +13,9 @@ from fedflow.coordinator.job import Job, create_job, load_job, write_roster
 from fedflow.coordinator.settings import CoordinatorFolder, init_coordinator, open_coordinator
 from fedflow.crypto.identity import Identity
 from fedflow.errors import InputError
-from fedflow.learning.model_file import encode_model
+from fedflow.learning.first_model import first_model
 from fedflow.learning.plan import Plan
 from fedflow.learning.randhie import partition_sites, vendored_table
-from fedflow.learning.server_state import initial_state, state_spec
-from fedflow.learning.workload import find_workload, initial_model, model_spec
 from fedflow.site.config import init_site
 from fedflow.site.policy import template
 from fedflow.site.socket_protocol import MAX_PATH
@@ -104,7 +102,7 @@ def build_world(folder: Path, plan: Plan, job: str, epsilon: float) -> World:
         (path / DATA_FILE).write_bytes(rows)
         (path / DATA_FILE).chmod(0o600)
         sites[label] = identity.public
-    workload = find_workload(plan.plan.workload)
+    first = first_model(plan)
     opened = open_coordinator(folder / "coordinator")
     create_job(
         opened.exchange,
@@ -113,9 +111,9 @@ def build_world(folder: Path, plan: Plan, job: str, epsilon: float) -> World:
         sites=sites,
         coordinator=coordinator.public,
         authority=authority,
-        initial_model=encode_model(initial_state(initial_model(workload), plan)),
-        spec=state_spec(model_spec(workload), plan),
-        reference_persons=workload.reference_persons,
+        initial_model=first.file,
+        spec=first.spec,
+        reference_persons=first.reference_persons,
     )
     loaded = load_job(opened.exchange, job, authority.public)
     write_roster(folder / "audit" / "roster.json", loaded, authority.public)

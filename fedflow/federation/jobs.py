@@ -49,9 +49,8 @@ def make_job(
     Refusal ``job-taken`` for an id this authority has signed before, ``not-a-member`` for a label
     that is no active site, and those of :func:`~fedflow.coordinator.job.sign_job`.
     """
-    from fedflow.learning.model_file import decode_model, encode_model
-    from fedflow.learning.server_state import initial_state, state_spec
-    from fedflow.learning.workload import find_workload, initial_model, model_spec
+    from fedflow.learning.first_model import first_model
+    from fedflow.learning.model_file import decode_model
 
     if not JOB_ID.fullmatch(job):
         raise InputError(
@@ -70,13 +69,11 @@ def make_job(
     now = time.time()
     chosen = _sites(authority, sites, now)
     lead = _coordinator(authority, coordinator, now)
-    workload = find_workload(plan.plan.workload)
-    spec = state_spec(model_spec(workload), plan)
-    if trained is None:
-        model = encode_model(initial_state(initial_model(workload), plan))
-    else:
+    first = first_model(plan)
+    model = first.file if trained is None else trained
+    if trained is not None:
         try:
-            decode_model(model := trained, spec)
+            decode_model(trained, first.spec)
         except Violation as error:
             raise Refusal(
                 "bad-model",
@@ -90,8 +87,8 @@ def make_job(
         coordinator=PublicKey(lead.public_key),
         authority=authority.identity,
         initial_model=model,
-        spec=spec,
-        reference_persons=workload.reference_persons,
+        spec=first.spec,
+        reference_persons=first.reference_persons,
         valid_seconds=valid_days * DAY,
     )
     manifest = unseal(Manifest, sealed, authority.identity.public)

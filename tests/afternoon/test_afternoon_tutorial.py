@@ -10,11 +10,12 @@ import shutil
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from hosts import hosts, need_hosts, why_not
+from processes import is_alive
 from tutorial import Block, Carry, Failed, Terminal, fill, read
 
 from fedflow.orchestration.local_server import free_port
@@ -156,13 +157,6 @@ def test_a_blank_that_nothing_has_told_is_found():
         fill('ask "FINGERPRINT-OF-ROME"', {"FINGERPRINT-OF-PARIS": "1f2e"})
 
 
-def _runs(process):
-    """Whether a process is there and not merely waiting to be collected."""
-    with suppress(OSError):
-        return bool(Path(f"/proc/{process}/cmdline").read_bytes())
-    return False
-
-
 def test_a_command_that_fails_ends_the_walk(tmp_path):
     terminal = Terminal(["bash", "--norc"], tmp_path / "home", dict(os.environ))
     try:
@@ -176,6 +170,6 @@ def test_a_command_that_fails_ends_the_walk(tmp_path):
     finally:
         terminal.close()
     until = time.monotonic() + 20
-    while _runs(sleeper) and time.monotonic() < until:
+    while is_alive(sleeper) and time.monotonic() < until:
         time.sleep(0.05)
-    assert not _runs(sleeper)
+    assert not is_alive(sleeper)

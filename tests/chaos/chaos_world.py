@@ -13,11 +13,9 @@ from fedflow.coordinator.job import Job, create_job, load_job, write_roster
 from fedflow.coordinator.settings import init_coordinator
 from fedflow.crypto.identity import Identity, PublicKey
 from fedflow.exchange import Exchange, layout, open_exchange
-from fedflow.learning.model_file import encode_model
+from fedflow.learning.first_model import first_model
 from fedflow.learning.plan import Plan, load_plan
-from fedflow.learning.server_state import initial_state, state_spec
 from fedflow.learning.trivial import DATA_FILE, write_site
-from fedflow.learning.workload import find_workload, initial_model, model_spec
 from fedflow.site.config import init_site
 from fedflow.site.policy import template
 from fedflow.wire.membership import FederationRoster, Member, Role
@@ -149,7 +147,7 @@ class World:
     def add_job(self, job: str) -> Job:
         """Sign and publish one more job over all sites. OSError while a relay is down."""
         exchange = open_exchange(self.url, self.authority)
-        workload = find_workload("trivial")
+        first = first_model(self.plan)
         create_job(
             exchange,
             job=job,
@@ -157,9 +155,9 @@ class World:
             sites=self.keys,
             coordinator=self.coordinator_key.public,
             authority=self.authority,
-            initial_model=encode_model(initial_state(initial_model(workload), self.plan)),
-            spec=state_spec(model_spec(workload), self.plan),
-            reference_persons=workload.reference_persons,
+            initial_model=first.file,
+            spec=first.spec,
+            reference_persons=first.reference_persons,
         )
         loaded = load_job(exchange, job, self.authority.public)
         write_roster(self.folder / "audit" / "roster.json", loaded, self.authority.public)

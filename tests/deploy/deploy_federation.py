@@ -14,11 +14,9 @@ from fedflow.coordinator.job import create_job
 from fedflow.coordinator.runner import JobRunner
 from fedflow.coordinator.settings import init_coordinator, open_coordinator
 from fedflow.crypto.identity import Identity
-from fedflow.learning.model_file import encode_model
+from fedflow.learning.first_model import first_model
 from fedflow.learning.plan import Plan, load_plan
-from fedflow.learning.server_state import initial_state, state_spec
 from fedflow.learning.trivial import write_site
-from fedflow.learning.workload import find_workload, initial_model, model_spec
 from fedflow.privacy.ledger import Ledger
 from fedflow.site.config import init_site, open_site
 from fedflow.site.policy import template
@@ -68,7 +66,7 @@ class Federation:
             keys[label] = init_site(site, label=label, exchange=str(exchange), policy=policy).public
             write_site(site / "rows.csv", label)
         self.coordinator = open_coordinator(folder / "coordinator")
-        workload = find_workload("trivial")
+        first = first_model(plan)
         manifest = create_job(
             self.coordinator.exchange,
             job=JOB,
@@ -76,9 +74,9 @@ class Federation:
             sites=keys,
             coordinator=coordinator.public,
             authority=authority,
-            initial_model=encode_model(initial_state(initial_model(workload), plan)),
-            spec=state_spec(model_spec(workload), plan),
-            reference_persons=workload.reference_persons,
+            initial_model=first.file,
+            spec=first.spec,
+            reference_persons=first.reference_persons,
         )
         self.manifest = manifest.digest()
 

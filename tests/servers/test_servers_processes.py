@@ -14,6 +14,7 @@ import servers
 from prefect.client.orchestration import get_client
 from prefect.events import emit_event
 from prefect.events.schemas.events import Resource
+from processes import is_alive
 
 from fedflow.errors import Misuse
 from fedflow.orchestration.local_server import LocalPrefectServer
@@ -87,9 +88,9 @@ os.kill(os.getpid(), 9)
     pid, _, home = done.stdout.strip().partition(" ")
     assert done.returncode == -9, done.stderr
     deadline = time.monotonic() + 20
-    while servers._runs(int(pid)) and time.monotonic() < deadline:
+    while is_alive(int(pid)) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert not servers._runs(int(pid))
+    assert not is_alive(int(pid))
     if home:
         servers.shutil.rmtree(home, ignore_errors=True)
 

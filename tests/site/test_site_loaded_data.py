@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import is_alive
 
 from fedflow.errors import FedflowError
 from fedflow.learning.model_file import encode_model
@@ -35,14 +36,6 @@ def children(pid):
     except OSError:
         return []
     return [int(child) for child in text.split()]
-
-
-def is_alive(pid):
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
 
 
 async def eventually(condition, seconds=60.0):

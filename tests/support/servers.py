@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from processes import is_alive
 
 from fedflow.orchestration.local_server import LocalPrefectServer, free_port
 
@@ -102,7 +103,7 @@ class Served:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             process.wait()
-            _until(lambda: not any(_runs(pid) for pid in family), 10)
+            _until(lambda: not any(is_alive(pid) for pid in family), 10)
 
     def restart(self) -> None:
         """Start again on the same port and folder; killed first if it still runs."""
@@ -350,14 +351,6 @@ def _descendants(pid: int) -> list[int]:
         for task in Path(f"/proc/{pid}/task").iterdir():
             children += [int(child) for child in (task / "children").read_text().split()]
     return children + [deeper for child in children for deeper in _descendants(child)]
-
-
-def _runs(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return False
-    return state not in "ZX"
 
 
 def _until(condition: Callable[[], bool], seconds: float) -> None:
