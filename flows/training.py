@@ -35,6 +35,7 @@ from fedflow.coordinator.settings import open_coordinator
 from fedflow.errors import Aborted, FedflowError, InputError, Misuse
 from fedflow.orchestration import control as controls
 from fedflow.orchestration.control import Control, controlled
+from fedflow.orchestration.delivery import until_recorded
 from fedflow.orchestration.earlier_runs import close_earlier
 from fedflow.orchestration.events import announce_job, announce_round, announce_site, code_of
 from fedflow.orchestration.round_artifacts import publish_end, publish_progress, publish_rounds
@@ -90,12 +91,14 @@ async def federated_training(job: str, sessions: bool = True) -> State[Any]:
             with held(coordinator.lease_path(job), job):
                 closing = asyncio.create_task(close_earlier(context.flow_run, job))
                 runner = await patiently(lambda: JobRunner(coordinator, job))
-                async with observed(runner):
-                    state = await _coordinate(runner, control, sessions)
+                with live_job(runner) as live:
+                    async with observed(runner):
+                        state = await _coordinate(live, control, sessions)
             closing.cancel()
             await asyncio.gather(closing, return_exceptions=True)
-            if state.name != "Stopped":
-                await control.until_reachable(REPORT_SECONDS)
+            told = state.name != "Stopped" and await control.until_reachable(REPORT_SECONDS)
+            if told and not state.is_cancelled():
+                await until_recorded(context.flow_run.id, live.tasks, REPORT_SECONDS)
     except controls.Suspended as suspended:
         raise Pause(state=suspended.state) from None
     except FedflowError as error:
@@ -115,32 +118,31 @@ async def federated_training(job: str, sessions: bool = True) -> State[Any]:
     return state
 
 
-async def _coordinate(runner: JobRunner, control: Control, sessions: bool) -> State[Any]:
+async def _coordinate(live: LiveJob, control: Control, sessions: bool) -> State[Any]:
     """The job to its end, or until this process is asked to leave it."""
-    job = runner.job
+    runner, job = live.runner, live.runner.job
     book = SessionBook(job.id, job.digest.hex(), job.labels.values() if sessions else ())
-    with live_job(runner) as live:
-        end = await patiently(lambda: runner.end)
-        if end is not None:
-            return _state_of(runner, end.outcome, f"it had ended before: {end.reason}")
-        async with _kept(book):
-            try:
-                await control.guard(_rounds(live, book, control))
-                outcome, reason = "completed", "all rounds of the plan are done"
-            except Aborted as error:
-                outcome, reason = "aborted", f"{error.code}: {error.message}"
-            except controls.Cancelled:
-                outcome, reason = "cancelled", "cancelled in Prefect"
-            except controls.Stopped:
-                runner.event("stopped")
-                return _resumable("the coordinator was stopped")
-            finally:
-                await runner.give_up()
-            await patiently(lambda: runner.close(outcome, reason))
-            await publish_end(live, outcome, "" if outcome == "completed" else reason)
-            await announce_job(job, _word(outcome), "" if outcome == "completed" else reason)
-            await _tell_sessions(book, 30.0 if outcome == "completed" else 20.0)
-        return _state_of(runner, outcome, reason)
+    end = await patiently(lambda: runner.end)
+    if end is not None:
+        return _state_of(runner, end.outcome, f"it had ended before: {end.reason}")
+    async with _kept(book):
+        try:
+            await control.guard(_rounds(live, book, control))
+            outcome, reason = "completed", "all rounds of the plan are done"
+        except Aborted as error:
+            outcome, reason = "aborted", f"{error.code}: {error.message}"
+        except controls.Cancelled:
+            outcome, reason = "cancelled", "cancelled in Prefect"
+        except controls.Stopped:
+            runner.event("stopped")
+            return _resumable("the coordinator was stopped")
+        finally:
+            await runner.give_up()
+        await patiently(lambda: runner.close(outcome, reason))
+        await publish_end(live, outcome, "" if outcome == "completed" else reason)
+        await announce_job(job, _word(outcome), "" if outcome == "completed" else reason)
+        await _tell_sessions(book, 30.0 if outcome == "completed" else 20.0)
+    return _state_of(runner, outcome, reason)
 
 
 @asynccontextmanager

@@ -19,7 +19,7 @@ machine."""
 
 EXAMPLES = """examples:
   python -m benchmarks.overhead                             3, 10, 30 and 100 sites
-  python -m benchmarks.overhead --sites 3 --server postgres
+  python -m benchmarks.overhead --sites 3 --server postgres --exchange relay
   python -m benchmarks.overhead --sites 3 --peer flwr       Flower's rounds in the same run
 
 Up to 10 sites have processes of their own. Of 30 and 100 two processes hold all.
@@ -38,7 +38,9 @@ def parser() -> argparse.ArgumentParser:
         "--sites", type=int, nargs="+", default=[3, 10, 30, 100], metavar="N", help="federations"
     )
     made.add_argument("--rounds", type=int, default=22, metavar="N", help="rounds of each (22)")
-    made.add_argument("--exchange", choices=("folder",), default="folder", help="the exchange")
+    made.add_argument(
+        "--exchange", choices=("folder", "relay"), default="folder", help="the exchange"
+    )
     made.add_argument(
         "--server", choices=("sqlite", "postgres"), default="sqlite", help="Prefect's database"
     )
@@ -89,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             python_of(chosen.peer)
         for number in sites:
             say(f"{number} sites, {rounds} rounds")
-            measured = run(number, rounds, chosen.server)
+            measured = run(number, rounds, chosen.server, chosen.exchange)
             report.add(our_rows(measured))
             if number == 3 and chosen.peer:
                 report.add(flower_rows(measured))

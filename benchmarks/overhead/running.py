@@ -15,12 +15,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from benchmarks.figures import WrongResult
 from benchmarks.overhead.federation import JOB, Federation, build
 from fedflow.demo.processes import Processes
 from fedflow.learning.first_model import first_model
 from fedflow.learning.trivial import DATA_FILE, workload
-from fedflow.orchestration.local_server import LocalPrefectServer
+from fedflow.orchestration.local_server import LocalPrefectServer, free_port
 from fedflow.orchestration.worker_process import worker_command, worker_environment
 from fedflow.site.trainer import load, perform
 
@@ -28,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 #: The most sites that get processes of their own here: an agent, its training process, a worker.
 OWN_PROCESSES = 10
 HOSTS = 2  #: processes that share the sites of a larger federation
-DEADLINE_SECONDS = 1800.0
+START_SECONDS, DEADLINE_SECONDS = 60.0, 1800.0
 
 
 @dataclass(frozen=True)
@@ -65,20 +67,42 @@ def prefect_server(kind: str, folder: Path) -> Iterator[LocalPrefectServer]:
             yield server
 
 
-def run(sites: int, rounds: int, server: str = "sqlite") -> Measured:
+def run(sites: int, rounds: int, server: str = "sqlite", exchange: str = "folder") -> Measured:
     """Run a job of ``rounds`` rounds over ``sites`` sites; WrongResult when a round is short."""
     with tempfile.TemporaryDirectory(prefix="ff-") as name:
         folder = Path(name)
-        federation = build(folder, sites, rounds)
+        relay = f"http://127.0.0.1:{free_port()}" if exchange == "relay" else ""
+        federation = build(folder, sites, rounds, relay)
         processes = Processes(folder / "logs")
         try:
+            if relay:
+                _start_relay(federation, processes)
+            federation.publish()
             with prefect_server(server, folder) as prefect:
                 hosting = _start_sites(federation, prefect, processes)
                 _coordinate(federation, prefect, processes)
         finally:
             processes.stop()
         walls, sums = read_events(federation.coordinator.events_path(JOB), sites)
-        return Measured(sites, walls, sums, training_seconds(federation), hosting)
+        where = f"{hosting}; the exchange is a {exchange}, Prefect is on {server}"
+        return Measured(sites, walls, sums, training_seconds(federation), where)
+
+
+def _start_relay(federation: Federation, processes: Processes) -> None:
+    arguments = ["-m", "fedflow.cli.main", "exchange", "serve", str(federation.folder / "relay")]
+    arguments += ["--authority", federation.authority.public.hex()]
+    arguments += ["--roster", str(federation.roster)]
+    arguments += ["--port", federation.url.rpartition(":")[2]]
+    processes.start("relay", arguments, dict(os.environ))
+    until = time.monotonic() + START_SECONDS
+    while True:
+        processes.require_alive(["relay"])
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.get(f"{federation.url}/readyz", trust_env=False).is_success:
+                return
+        if time.monotonic() > until:
+            raise WrongResult(f"the relay did not start: {processes.tail('relay')}")
+        time.sleep(0.1)
 
 
 def _start_sites(federation: Federation, server: LocalPrefectServer, processes: Processes) -> str:

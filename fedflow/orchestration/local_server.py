@@ -128,6 +128,8 @@ class LocalPrefectServer:
         """
         from prefect.settings import temporary_settings
 
+        from fedflow.orchestration.delivery import drain_events
+
         wanted = self.environment()
         before = {name: os.environ.get(name) for name in wanted}
         os.environ.update(wanted)
@@ -142,7 +144,10 @@ class LocalPrefectServer:
                     "results.persist_by_default": False,
                 }
             ):
-                yield
+                try:
+                    yield
+                finally:
+                    drain_events()
         finally:
             for name, value in before.items():
                 os.environ.pop(name, None)

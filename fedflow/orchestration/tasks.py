@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from prefect import get_run_logger, task
@@ -36,10 +37,11 @@ _LIVE: dict[str, LiveJob] = {}
 
 @dataclass
 class LiveJob:
-    """The job this process coordinates, and the last sum that was opened."""
+    """The job this process coordinates, the last sum that was opened, how many tasks were begun."""
 
     runner: JobRunner
     last: RoundResult | None = None
+    tasks: int = 0
 
 
 @contextmanager
@@ -77,15 +79,27 @@ def _live(job: str) -> LiveJob:
 def round_task(
     name: str, run_name: str
 ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Callable[..., Any]]:
-    """A Prefect task that persists nothing, caches nothing and forwards no prints."""
-    return task(
-        name=name,
-        task_run_name=run_name,
-        persist_result=False,
-        cache_policy=NO_CACHE,
-        log_prints=False,
-        retries=0,
-    )
+    """A Prefect task that persists nothing, caches nothing and forwards no prints.
+
+    The job's id is its first argument.
+    """
+
+    def make(step: Callable[P, Coroutine[Any, Any, R]]) -> Callable[..., Any]:
+        @wraps(step)
+        async def counted(*args: P.args, **kwargs: P.kwargs) -> R:
+            _live(str(args[0] if args else kwargs["job"])).tasks += 1
+            return await step(*args, **kwargs)
+
+        return task(
+            name=name,
+            task_run_name=run_name,
+            persist_result=False,
+            cache_policy=NO_CACHE,
+            log_prints=False,
+            retries=0,
+        )(counted)
+
+    return make
 
 
 @round_task("dispatch_model", "dispatch model · round {number}")

@@ -188,6 +188,7 @@ async def test_who_comes_second_stops_at_once(room):
     second.look_for_sites()
     first.dispatch(1, 1, Kind.TRAIN)
     puts = len(room.spy.puts)
+    await asyncio.sleep(0.002)  # within one millisecond both would have signed the same order
     with pytest.raises(Superseded, match="another coordinator"):
         second.dispatch(1, 1, Kind.TRAIN)
     assert second._running is None
