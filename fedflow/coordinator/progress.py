@@ -25,9 +25,8 @@ from fedflow.errors import FedflowError, Misuse, Violation
 from fedflow.exchange import layout
 from fedflow.exchange.base import get_blob
 from fedflow.history import Rules, State, first_state, model_file
-from fedflow.learning.evaluation import auc_from_histogram
 from fedflow.learning.model_file import decode_model, flatten, spec_of
-from fedflow.privacy.plan_cost import is_evaluated
+from fedflow.learning.scoring import auc_from_histogram
 from fedflow.secagg.quantise import decode_integers
 from fedflow.wire.codec import plain_text
 from fedflow.wire.messages import JobEnd, Kind, Order
@@ -167,7 +166,7 @@ class JobProgress:
 
     def evaluates(self, number: int) -> bool:
         """Whether the plan scores the model after this round."""
-        return is_evaluated(self.job.plan, number)
+        return self.job.plan.is_evaluated(number)
 
     def _keep(self, record: RoundRecord) -> None:
         if self.records:

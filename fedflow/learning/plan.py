@@ -265,6 +265,10 @@ class Plan(_Section):
         """The number of the last round of a kind. A plan without training scores in round 1."""
         return self.plan.rounds or int(kind is Kind.EVALUATE)
 
+    def is_evaluated(self, number: int) -> bool:
+        """Whether the model is scored after round ``number`` (1 is the first); the last always."""
+        return number % self.evaluation.every == 0 or number == max(self.plan.rounds, 1)
+
     def bits(self, kind: Kind) -> int:
         """Bits per coordinate of such a round: statistics are exact integers of 32 bits."""
         return self.secure_aggregation.bits if kind is Kind.TRAIN else RING_BITS

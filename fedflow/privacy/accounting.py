@@ -22,17 +22,16 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import dp_accounting
-from dp_accounting.pld.privacy_loss_distribution import (
-    PrivacyLossDistribution,
-    from_gaussian_mechanism,
-    identity,
-)
-from dp_accounting.rdp import RdpAccountant
+from typing import TYPE_CHECKING
 
 from fedflow.errors import Misuse, Refusal
 from fedflow.privacy.events import ReleaseEvent, merged
+
+# dp-accounting is imported where it is used: with the parts of scipy it needs that takes a second,
+# which a command that computes nothing should not cost.
+if TYPE_CHECKING:
+    import dp_accounting
+    from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
 ORDERS: tuple[float, ...] = (
     *(round(1.5 + i / 10, 1) for i in range(95)),
@@ -45,17 +44,25 @@ ORDERS: tuple[float, ...] = (
     512.0,
 )
 PLD_INTERVAL = 1e-3
-_RELATION = dp_accounting.NeighboringRelation.REPLACE_SPECIAL
 RELATIONS = {
-    "zero-out": _RELATION,
-    "add-remove": dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE,
-    "replace-one": dp_accounting.NeighboringRelation.REPLACE_ONE,
+    "zero-out": "REPLACE_SPECIAL",
+    "add-remove": "ADD_OR_REMOVE_ONE",
+    "replace-one": "REPLACE_ONE",
 }
-"""What a neighbouring data set may be. Ledgers charge zero-out; the others are for comparison."""
+"""What a neighbouring data set may be, and dp-accounting's name for it.
+
+Ledgers charge zero-out; the others are for comparison.
+"""
 _FINE_BELOW = 0.5  #: epsilon under which losses are so small that a grid of 1e-4 is needed
 _COARSE_STEPS = 500  #: sampled steps up to which a grid of 1e-3 is within 1e-3 of the truth
 _LARGEST_LOSS = 30.0
 MAX_SAMPLED_STEPS = 1 << 20  #: composing more takes minutes
+
+
+def load_accountants() -> None:
+    """Import what pricing needs, for a process that will be asked in the middle of a round."""
+    import dp_accounting.pld.privacy_loss_distribution
+    import dp_accounting.rdp  # noqa: F401
 
 
 def rdp_at(event: ReleaseEvent, order: float) -> float:
@@ -69,9 +76,11 @@ def rdp_at(event: ReleaseEvent, order: float) -> float:
 
 @functools.lru_cache(maxsize=4096)
 def _rdp_of_step(rate: float, noise: float, order: float) -> float:
+    from dp_accounting.rdp import RdpAccountant
+
     if not (math.isfinite(order) and order > 1.0):
         raise Misuse(f"Renyi order {order!r} is not a finite number above 1")
-    accountant = RdpAccountant([order], _RELATION)
+    accountant = RdpAccountant([order], _relation("zero-out"))
     accountant.compose(ReleaseEvent("poisson-gaussian", rate, noise, 1).to_dp_event())
     rho = float(accountant.rdp[0])
     # Rounding can leave a tiny negative value where the true one is positive: no price, no release.
@@ -111,7 +120,7 @@ def epsilon_rdp(events: Sequence[ReleaseEvent], delta: float, adjacency: str = "
     if not events:
         return 0.0
     joined = merged(list(events))
-    price = replace_rdp_at if _relation(adjacency) is RELATIONS["replace-one"] else rdp_at
+    price = replace_rdp_at if _known(adjacency) == "replace-one" else rdp_at
 
     def at(order: float) -> float:
         return math.fsum(price(event, order) for event in joined) + conversion(order, delta)
@@ -133,14 +142,13 @@ def epsilon_pld(events: Sequence[ReleaseEvent], delta: float, adjacency: str = "
     q N(1, s^2) + (1 - q) N(0, s^2) against q N(-1, s^2) + (1 - q) N(0, s^2), which dominates every
     pair of clipped contributions: proof in docs/privacy.md, "Accounting".
     """
-    relation = _relation(adjacency)
-    replaces = relation is RELATIONS["replace-one"]
+    replaces = _known(adjacency) == "replace-one"
     coarse = epsilon_rdp(events, delta)
     steps = sum(event.steps for event in events if event.sample_rate < 1.0)
     if coarse > (_LARGEST_LOSS / 2 if replaces else _LARGEST_LOSS) or steps > MAX_SAMPLED_STEPS:
         return epsilon_rdp(events, delta, adjacency)
     joined = tuple(sorted(merged(list(events)), key=ReleaseEvent.canonical))
-    return _pld(joined, delta, relation if replaces else _RELATION, _interval(steps, coarse))
+    return _pld(joined, delta, replaces, _interval(steps, coarse))
 
 
 def _interval(steps: int, coarse: float) -> float:
@@ -150,43 +158,49 @@ def _interval(steps: int, coarse: float) -> float:
     return min(fine, PLD_INTERVAL / 8.0) if coarse < _FINE_BELOW else fine
 
 
-def _relation(adjacency: str) -> dp_accounting.NeighboringRelation:
+def _known(adjacency: str) -> str:
     if adjacency not in RELATIONS:
         raise Misuse(f"adjacency {adjacency!r} is not one of {tuple(RELATIONS)}")
-    return RELATIONS[adjacency]
+    return adjacency
+
+
+def _relation(adjacency: str) -> dp_accounting.NeighboringRelation:
+    import dp_accounting
+
+    return dp_accounting.NeighboringRelation[RELATIONS[adjacency]]
 
 
 @functools.lru_cache(maxsize=1024)
-def _pld(
-    events: tuple[ReleaseEvent, ...],
-    delta: float,
-    relation: dp_accounting.NeighboringRelation,
-    interval: float,
-) -> float:
+def _pld(events: tuple[ReleaseEvent, ...], delta: float, replaces: bool, interval: float) -> float:
+    import dp_accounting
+    from dp_accounting.pld.privacy_loss_distribution import identity
+
     if not events:
         return 0.0
     if all(event.sample_rate == 1.0 for event in events):
         # Gaussians compose to one Gaussian, whose epsilon is known: Balle and Wang (ICML 2018).
-        sensitivity = 2.0 if relation is RELATIONS["replace-one"] else 1.0
+        sensitivity = 2.0 if replaces else 1.0
         precision = math.fsum(event.steps / event.noise_multiplier**2 for event in events)
         deviation = 1.0 / (sensitivity * math.sqrt(precision))
         return float(dp_accounting.get_epsilon_gaussian(deviation, delta))
     composed = identity(interval)
     for event in events:
-        step = _pld_of_step(event.sample_rate, event.noise_multiplier, relation, interval)
+        step = _pld_of_step(event.sample_rate, event.noise_multiplier, replaces, interval)
         composed = composed.compose(step.self_compose(event.steps))
     return float(composed.get_epsilon_for_delta(delta))
 
 
 @functools.lru_cache(maxsize=32)
 def _pld_of_step(
-    rate: float, noise: float, relation: dp_accounting.NeighboringRelation, interval: float
+    rate: float, noise: float, replaces: bool, interval: float
 ) -> PrivacyLossDistribution:
+    from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
+
     return from_gaussian_mechanism(
         noise,
         value_discretization_interval=interval,
         sampling_prob=rate,
-        neighboring_relation=relation,
+        neighboring_relation=_relation("replace-one" if replaces else "zero-out"),
     )
 
 

@@ -13,12 +13,14 @@ import json
 import math
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import dp_accounting
 from absl import logging as absl_logging
 
 from fedflow.errors import Misuse, Violation
+
+if TYPE_CHECKING:
+    import dp_accounting
 
 # absl, which dp-accounting loads, closes the stream that was sys.stderr at its import as soon as
 # another library configures logging, as Prefect does. Under a test runner that is the runner's own.
@@ -101,6 +103,8 @@ class ReleaseEvent:
 
     def to_dp_event(self) -> dp_accounting.DpEvent:
         """The same mechanism in dp-accounting's vocabulary."""
+        import dp_accounting  # here, as in fedflow.privacy.accounting
+
         event: dp_accounting.DpEvent = dp_accounting.GaussianDpEvent(self.noise_multiplier)
         if self.sample_rate < 1.0:
             event = dp_accounting.PoissonSampledDpEvent(self.sample_rate, event)

@@ -26,7 +26,6 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.special import ndtri
 
 from fedflow.errors import Misuse
 
@@ -47,6 +46,8 @@ def gaussian(n: int, stddev: float, csprng: Csprng) -> NDArray[np.float64]:
     One 64-bit word per draw: its low bit is the sign, the rest the tail probability, so both tails
     reach 9 standard deviations. Misuse for a negative or non-finite ``stddev`` or ``n``.
     """
+    from scipy.special import ndtri  # half a second that only who draws has to wait for
+
     _check_count(n)
     if not (math.isfinite(stddev) and stddev >= 0):
         raise Misuse(f"standard deviation {stddev!r} is not a finite number of at least 0")

@@ -109,11 +109,6 @@ def partition(plan: Plan, purpose: str) -> str:
     return "all" if plan.privacy.unit == "site" else purpose
 
 
-def is_evaluated(plan: Plan, number: int) -> bool:
-    """Whether the model is scored after round ``number`` (1 is the first): also after the last."""
-    return number % plan.evaluation.every == 0 or number == max(plan.plan.rounds, 1)
-
-
 def evaluations(plan: Plan, rounds: int) -> int:
     """How many evaluations the first ``rounds`` rounds contain; one where nothing is trained."""
     if plan.plan.rounds == 0:

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from fedflow.errors import FedflowError, Refusal
 from fedflow.exchange import base, layout, open_exchange
+from fedflow.privacy.accounting import load_accountants
 from fedflow.privacy.ledger import Ledger
 from fedflow.site.alarms import BudgetAlarms
 from fedflow.site.config import SiteFolder, lock_site, open_site
@@ -101,6 +102,7 @@ class SiteAgent:
     async def _serve(self, without_prefect: bool) -> None:
         started = [asyncio.create_task(self._trainer.start())]
         started.append(asyncio.create_task(self._pulse.beat()))
+        started.append(asyncio.create_task(asyncio.to_thread(load_accountants)))
         server: SocketServer | None = None
         try:
             server = await serve(

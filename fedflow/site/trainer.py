@@ -173,7 +173,9 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)  # no thread pool before a fork, and sites share cores politely
-    import fedflow.learning.contribution  # noqa: F401  (warm: what a child needs is imported here)
+    import scipy.special  # noqa: F401  (warm: what a child needs is imported here)
+
+    import fedflow.learning.contribution  # noqa: F401
 
     # Anything a library prints must not end up between frames.
     out = os.fdopen(os.dup(1), "wb")

@@ -11,8 +11,9 @@ from plans import SITE, SUMMED
 from fedflow.crypto.csprng import Csprng
 from fedflow.learning import contribution as module
 from fedflow.learning.contribution import clipped_update, contribution, summed_gradient
-from fedflow.learning.evaluation import GRID, SITE_GRID, score_histogram
+from fedflow.learning.evaluation import score_histogram
 from fedflow.learning.model_file import flatten
+from fedflow.learning.scoring import GRID, SITE_GRID
 from fedflow.learning.server_state import initial_state
 from fedflow.learning.summed_noise import BIT_WEIGHT, share_stddev, unit_sensitivity
 from fedflow.learning.workload import PersonData, Persons

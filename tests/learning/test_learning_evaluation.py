@@ -11,15 +11,9 @@ from fedflow.crypto.csprng import Csprng
 from fedflow.errors import Misuse, Refusal
 from fedflow.learning import baselines, randhie
 from fedflow.learning.auc import binned_auc, exact_auc
-from fedflow.learning.evaluation import (
-    GRID,
-    auc_from_histogram,
-    exact_score,
-    noise_share_stddev,
-    noisy_histogram,
-    score_histogram,
-)
+from fedflow.learning.evaluation import exact_score, noisy_histogram, score_histogram
 from fedflow.learning.randhie import workload
+from fedflow.learning.scoring import GRID, auc_from_histogram, noise_share_stddev
 from fedflow.learning.workload import Persons, initial_model
 
 

@@ -2,6 +2,7 @@
 
 ``python orchestration_fuzz_worker.py LABEL TURNS``: says "ready" after it served one honest run,
 waits for a line, takes TURNS turns, says what it did as JSON, waits for a line, serves again.
+With ``--unscrubbed`` nothing is taken out of an answer: what the audit must find.
 """
 
 from __future__ import annotations
@@ -153,5 +154,8 @@ async def main(label: str, turns: int) -> None:
 if __name__ == "__main__":
     TARGET = target()
     sys.addaudithook(note)
-    scrub.everywhere()
+    if "--unscrubbed" in sys.argv:
+        scrub.install = lambda client: None
+    else:
+        scrub.everywhere()
     asyncio.run(main(sys.argv[1], int(sys.argv[2])))

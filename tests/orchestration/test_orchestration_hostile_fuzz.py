@@ -31,6 +31,7 @@ TURNS = 60
 
 PICKLE = "data://;base64,Y29zCnN5c3RlbQooUyd0cnVlJwp0Ui4="
 SERIALIZER = {"type": "pickle", "picklelib": "canary_module"}
+REFERENCE = {"type": "reference", "storage_key": PICKLE, "serializer": SERIALIZER}
 VALUES = [
     None,
     True,
@@ -68,7 +69,7 @@ VALUES = [
     [[[[[]]]]],
     ["canary"] * 500,
     SERIALIZER,
-    {"type": "reference", "storage_key": PICKLE, "serializer": SERIALIZER},
+    REFERENCE,
     {"type": "compressed/pickle", "serializer": SERIALIZER, "compressionlib": "canary_module"},
     {"$ref": {"block_document_id": str(uuid.UUID(int=7))}},
     {"__prefect_kind": "jinja", "template": "{{ canary.__class__ }}"},
@@ -183,22 +184,36 @@ class Recorded:
         return status, headers, json.dumps(mutated(self.rng, answer)).encode()
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-async def test_mutated_answers(label, daemon, evil, tmp_path, seed):
-    recorded = Recorded(random.Random(seed))
+class Planted(Recorded):
+    """The recorded answers with one thing in every state: a serializer whose module is imported."""
+
+    def again(self, method, path):
+        status, headers, body = super().again(method, path)
+        answer = json.loads(body)
+        for container, key in list(places(answer)):
+            if key == "state" and isinstance(container[key], dict):
+                container[key]["data"] = REFERENCE | {"storage_block_id": str(uuid.UUID(int=7))}
+        return status, headers, json.dumps(answer).encode()
+
+
+async def report_of(label, daemon, evil, folder, recorded, *options):
+    """What a worker's process did while its server answered with what ``recorded`` makes.
+
+    It must have served a run before, and must serve one afterwards.
+    """
     evil.mutate = recorded.keep
     first = await start_run(label)
     settings = {"PREFECT_API_URL": evil.api_url}
-    home = tmp_path / "home"
+    home = folder / "home"
     home.mkdir()
     environment = worker_environment(settings, daemon.path, home) | {"SITE_SECRET": SECRET}
-    (tmp_path / "canary_module.py").write_text("raise SystemExit('imported')\n")
-    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), *sys.path])
-    with open(tmp_path / "errors", "wb") as errors:
+    (folder / "canary_module.py").write_text("def dumps(o): ...\ndef loads(b): ...\n")
+    environment["PYTHONPATH"] = os.pathsep.join([str(folder), *sys.path])
+    with open(folder / "errors", "wb") as errors:
         process = subprocess.Popen(
-            [sys.executable, str(PROGRAM), label, str(TURNS)],
+            [sys.executable, str(PROGRAM), label, str(TURNS), *options],
             env=environment,
-            cwd=tmp_path,
+            cwd=folder,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -208,7 +223,7 @@ async def test_mutated_answers(label, daemon, evil, tmp_path, seed):
 
     async def says():
         line = await asyncio.wait_for(asyncio.to_thread(process.stdout.readline), 240)
-        assert line, (tmp_path / "errors").read_text()[-3000:]
+        assert line, (folder / "errors").read_text()[-3000:]
         return line
 
     def go():
@@ -233,6 +248,13 @@ async def test_mutated_answers(label, daemon, evil, tmp_path, seed):
         if process.poll() is None:
             process.kill()
         process.wait()
+    return report
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_mutated_answers(label, daemon, evil, tmp_path, seed):
+    recorded = Recorded(random.Random(seed))
+    report = await report_of(label, daemon, evil, tmp_path, recorded)
     assert report["done"] == []
     assert report["escaped"] == []
     assert recorded.asked > TURNS
@@ -242,3 +264,13 @@ async def test_mutated_answers(label, daemon, evil, tmp_path, seed):
     asked = {path for _, path, _ in evil.seen}
     assert not any("block" in path or "variables" in path for path in asked)
     assert sorted(p.name for p in tmp_path.iterdir() if "canary" in p.name) == ["canary_module.py"]
+
+
+@pytest.mark.parametrize("scrubbing", [True, False])
+async def test_the_audit_sees_what_no_scrubber_kept_away(label, daemon, evil, tmp_path, scrubbing):
+    """The tests above can fail: the same process without its scrubber is found out."""
+    recorded = Planted(random.Random(3))
+    options = () if scrubbing else ("--unscrubbed",)
+    report = await report_of(label, daemon, evil, tmp_path, recorded, *options)
+    found = [line for line in report["done"] if "canary_module.py" in line]
+    assert bool(found) is not scrubbing, report["done"]

@@ -14,7 +14,6 @@ from fedflow.privacy.ledger import Ledger
 from fedflow.privacy.plan_cost import (
     evaluation_event,
     evaluations,
-    is_evaluated,
     plan_cost,
     rounds_within,
     training_event,
@@ -47,9 +46,9 @@ def test_events_say_what_the_plan_says() -> None:
 def test_evaluations_are_counted_as_they_happen(rounds: int, every: int) -> None:
     plan = make_plan(plan__rounds=rounds, evaluation__every=every)
     for upto in range(rounds + 1):
-        counted = sum(is_evaluated(plan, number) for number in range(1, upto + 1))
+        counted = sum(plan.is_evaluated(number) for number in range(1, upto + 1))
         assert evaluations(plan, upto) == counted
-    assert is_evaluated(plan, rounds)
+    assert plan.is_evaluated(rounds)
 
 
 def test_the_table_is_cumulative_and_ends_with_the_last_round() -> None:
@@ -85,7 +84,7 @@ def test_the_table_is_what_the_ledger_charges(tmp_path: Path) -> None:
         ledger.open_account(f"d/{partition}", epsilon=epsilon, delta=1e-5, order=order)
     for row in cost.rows:
         for at, (partition, event) in enumerate(events.items()):
-            if partition == "train" or is_evaluated(plan, row.round):
+            if partition == "train" or plan.is_evaluated(row.round):
                 ledger.reserve(
                     f"d/{partition}",
                     event,
