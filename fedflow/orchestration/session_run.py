@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
+import os
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import LogCreate
@@ -17,6 +22,7 @@ from prefect.client.schemas.filters import (
     WorkPoolFilterName,
 )
 from prefect.client.schemas.objects import State, StateType
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import Cancelled, Completed, Failed
 
 from fedflow.orchestration.budget_event import emit_budget_low
@@ -24,9 +30,13 @@ from fedflow.orchestration.configuration import SessionParameters
 from fedflow.site.socket_protocol import BudgetLow, End, Progress, SiteLink
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from prefect.client.schemas.objects import FlowRun
 
 MAX_LOGS = 200
+_MOST_BEGUN = 100
+_FORBIDDEN = 403
 _BEGUN = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 
 
@@ -63,14 +73,65 @@ class Session:
             self.note(f"round {news.round}: {news.phase}")
 
 
-async def left_open(client: PrefectClient, pool: str, most: int) -> list[FlowRun]:
-    """Runs of ``pool`` that some worker has begun, and none has ended; at most ``most``."""
-    begun = FlowRunFilterState(type=FlowRunFilterStateType(any_=_BEGUN))
-    return await client.read_flow_runs(
-        flow_run_filter=FlowRunFilter(state=begun),
-        work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])),
-        limit=most,
-    )
+class Begun:
+    """The ids of runs a worker has begun and not reported, in a file that a kill leaves behind.
+
+    It only helps to find them again: a file that is lost or broken is an empty one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._ids: set[UUID] = set()
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            self._ids = {UUID(text) for text in json.loads(path.read_text())[:_MOST_BEGUN]}
+
+    def __iter__(self) -> Iterator[UUID]:
+        return iter(sorted(self._ids))
+
+    def add(self, run: UUID) -> None:
+        """It is followed from now on."""
+        self._ids.add(run)
+        self._write()
+
+    def discard(self, run: UUID) -> None:
+        """Its end was reported."""
+        self._ids.discard(run)
+        self._write()
+
+    def _write(self) -> None:
+        aside = self._path.with_suffix(".new")
+        with contextlib.suppress(OSError):
+            aside.write_text(json.dumps([str(run) for run in self]))
+            os.replace(aside, self._path)
+
+
+async def left_open(client: PrefectClient, pool: str, begun: Begun, most: int) -> list[FlowRun]:
+    """Runs of ``pool`` that some worker has begun, and none has ended; at most ``most``.
+
+    A site's proxy does not let it ask for runs: then those that workers here had ``begun``.
+    """
+    state = FlowRunFilterState(type=FlowRunFilterStateType(any_=_BEGUN))
+    try:
+        return await client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(state=state),
+            work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])),
+            limit=most,
+        )
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code != _FORBIDDEN:
+            raise
+    found: list[FlowRun] = []
+    for run in list(begun)[:most]:
+        try:
+            flow_run = await client.read_flow_run(run)
+        except ObjectNotFound:
+            begun.discard(run)
+            continue
+        if flow_run.state is not None and flow_run.state.type in _BEGUN:
+            found.append(flow_run)
+        elif flow_run.state is not None and flow_run.state.is_final():
+            begun.discard(run)
+    return found
 
 
 def final_state(end: End) -> State[Any]:

@@ -23,6 +23,7 @@ from prefect.events import emit_event
 from prefect.events.filters import EventAnyResourceFilter, EventFilter, EventNameFilter
 from prefect.exceptions import Abort, ObjectNotFound, Pause
 from prefect.logging.loggers import PrefectLogAdapter
+from prefect.settings.context import get_current_settings
 from prefect.states import Cancelled, Crashed, Failed, Running
 from prefect.utilities.engine import propose_state
 from prefect.workers._worker_channel import WorkPoolWorkerChannel
@@ -39,7 +40,7 @@ from fedflow.orchestration.configuration import (
 )
 from fedflow.orchestration.following import follow
 from fedflow.orchestration.local_log import one_line
-from fedflow.orchestration.session_run import Session, final_state, left_open
+from fedflow.orchestration.session_run import Begun, Session, final_state, left_open
 from fedflow.orchestration.wake import hints
 from fedflow.site.socket_protocol import End, LinkLost, SiteLink
 
@@ -77,6 +78,8 @@ class FedflowWorker(BaseWorker[FedflowJobConfiguration, BaseVariables, FedflowWo
         kwargs["base_job_template"] = base_job_template()  # for a pool this worker has to create
         self._followed: set[UUID] = set()
         super().__init__(*args, **kwargs)
+        home = get_current_settings().home
+        self._begun = Begun(home / f"begun-{self._work_pool_name}.json")
 
     @classmethod
     def get_default_base_job_template(cls) -> dict[str, Any]:
@@ -141,10 +144,13 @@ class FedflowWorker(BaseWorker[FedflowJobConfiguration, BaseVariables, FedflowWo
         """Take up what a worker of this pool that was killed has left open, at the start and on."""
         with anyio.CancelScope() as self._adopt_scope:
             while True:
+                while self._work_pool is None:  # the server was away when this worker started
+                    await anyio.sleep(1)
                 try:
-                    for flow_run in await left_open(
-                        self.client, self._work_pool_name, 4 * MAX_RUNS
-                    ):
+                    runs = await left_open(
+                        self.client, self._work_pool_name, self._begun, 4 * MAX_RUNS
+                    )
+                    for flow_run in runs:
                         self._adopt(flow_run)
                 except Exception as exc:
                     _log.debug("adopting: %s", type(exc).__name__)
@@ -258,8 +264,11 @@ class FedflowWorker(BaseWorker[FedflowJobConfiguration, BaseVariables, FedflowWo
         if task_status is not None:
             task_status.started(f"fedflow-{self.get_name_slug()}")
         self._followed.add(flow_run.id)
+        self._begun.add(flow_run.id)
         try:
-            return await self._run(flow_run, configuration)
+            result = await self._run(flow_run, configuration)
+            self._begun.discard(flow_run.id)
+            return result
         finally:
             self._followed.discard(flow_run.id)
 

@@ -97,7 +97,7 @@ def events(folder):
     return []
 
 
-def wait_for(condition, process, seconds=120):
+def wait_for(condition, process, seconds=240):
     until = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()

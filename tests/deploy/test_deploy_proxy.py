@@ -3,6 +3,7 @@ session, and answers everything else 403."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import secrets
@@ -81,12 +82,16 @@ def front(tmp_path_factory):
 @pytest.mark.slow
 async def test_a_worker_completes_a_session_through_its_proxy(front, tmp_path):
     server, proxy, (name, word), nginx = front
-    asked = []
+    """The first worker is killed in the middle; the next one, at the same home, goes on."""
+    asked, begun = [], asyncio.Event()
 
     async def daemon(request, send):
         asked.append(request)
         await send(Accepted())
         await send(Progress(round=1, phase="training"))
+        if len(asked) == 1:
+            begun.set()
+            await asyncio.sleep(60)
         await send(End(outcome="completed", reason="1 round"))
 
     path = Path(tempfile.mkdtemp(dir="/tmp")) / "s"
@@ -96,18 +101,22 @@ async def test_a_worker_completes_a_session_through_its_proxy(front, tmp_path):
     assert server.word not in str(environment)
     deployment = await register_site(SITE)
     async with await serve(path, daemon), scrubbed_client() as client:
+        run = await client.create_flow_run_from_deployment(
+            deployment, parameters={"job": "trial", "manifest": MANIFEST}
+        )
+        with Process(worker_command(SITE), tmp_path / "first.log", env=environment) as killed:
+            async with asyncio.timeout(120):
+                await begun.wait()
+            killed.popen.kill()
         with Process(worker_command(SITE), tmp_path / "worker.log", env=environment) as worker:
-            run = await client.create_flow_run_from_deployment(
-                deployment, parameters={"job": "trial", "manifest": MANIFEST}
-            )
             deadline = time.monotonic() + 120
             while not (state := (await client.read_flow_run(run.id)).state).is_final():
                 assert worker.alive(), worker.text()
                 assert time.monotonic() < deadline, worker.text() + nginx.text()
             assert state.is_completed(), (state, worker.text())
             logs = [entry.message for entry in await client.read_logs()]
-    assert [type(request) for request in asked] == [SessionRequest]
-    assert asked[0].manifest == MANIFEST
+    assert [type(request) for request in asked] == [SessionRequest, SessionRequest]
+    assert {request.manifest for request in asked} == {MANIFEST}
     assert "round 1: training" in logs
     refused = {line.split(" ", 3)[2] + " " + line.split()[3] for line in lines(nginx, 403)}
     # what Prefect's own code tries besides: every site's events, every site's runs

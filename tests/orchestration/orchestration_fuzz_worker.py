@@ -123,7 +123,7 @@ async def main(label: str, turns: int) -> None:
                 ("sync", worker.sync_with_backend),
                 ("poll", worker.get_and_submit_flow_runs),
                 ("read", lambda: worker.client.read_flow_run(uuid.uuid4())),
-                ("left", lambda: left_open(worker.client, label, 16)),
+                ("left", lambda: left_open(worker.client, label, worker._begun, 16)),
             ):
                 try:
                     with anyio.fail_after(10):

@@ -222,6 +222,25 @@ async def test_a_cancellation_that_a_killed_worker_left_is_carried_out(label, da
     assert daemon.requests == [CancelRequest(job="trial")]
 
 
+async def test_nothing_is_taken_up_before_the_pool_was_seen(
+    label, daemon, evil, monkeypatch, caplog
+):
+    """The server answered some questions and not others when the worker started."""
+    monkeypatch.setattr(worker_module, "ADOPT_SECONDS", 0.05)
+    run_id = await start_run(label)
+    await _force(run_id, Running())
+    pool = f"/api/work_pools/{label}"
+    evil.respond = lambda method, path: (500, {}, b"{}") if path.startswith(pool) else None
+    async with worker_at(label, evil.api_url) as worker:
+        await asyncio.sleep(0.5)
+        assert daemon.requests == []
+        evil.respond = lambda method, path: None
+        await worker._sync_and_initialize()
+        state = await until_final(run_id)
+    assert state.is_completed()
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 async def test_what_is_taken_up_is_authorised_like_anything_else(label, daemon):
     run_id = await start_run(label)
     other = await start_run(f"{label[:40]}-other")
@@ -243,9 +262,9 @@ async def test_a_run_this_worker_follows_is_not_taken_up_again(label, daemon, mo
     looked = 0
     real = worker_module.left_open
 
-    async def left_open(client, pool, most):
+    async def left_open(client, pool, begun, most):
         nonlocal looked
-        found = await real(client, pool, most)
+        found = await real(client, pool, begun, most)
         looked += bool(found)
         return found
 
