@@ -29,6 +29,9 @@ def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
 def main() -> None:
     """Tie this process, then become the command. The tie outlives the change of program."""
     parent = os.getppid()
+    # Whoever started this may block or ignore the signal, and children inherit that.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     die_with_parent(signal.SIGTERM)
     if os.getppid() != parent:  # it ended in between
         sys.exit(1)
