@@ -13,8 +13,8 @@ import pytest
 from job_room import Room
 
 # A shell that starts the suite in the background has it ignore Ctrl-C and SIGQUIT, and processes
-# started here inherit that. Prefect's worker, which turns SIGTERM into Ctrl-C, would never stop, nor
-# a server that is to end by SIGQUIT with whoever started it.
+# started here inherit that: Prefect's worker, which turns SIGTERM into Ctrl-C, would never stop,
+# nor a server that is to end by SIGQUIT with whoever started it.
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)

@@ -231,7 +231,10 @@ class FedflowWorker(BaseWorker[FedflowJobConfiguration, BaseVariables, FedflowWo
             self._followed.discard(flow_run.id)
 
     async def _get_scheduled_flow_runs(self) -> list[WorkerFlowRunResponse]:
-        return (await super()._get_scheduled_flow_runs())[: 4 * MAX_RUNS]
+        # one told twice would end the worker where Prefect gives it a place
+        told = (await super()._get_scheduled_flow_runs())[: 4 * MAX_RUNS]
+        taken = set(self.limiter.statistics().borrowers)
+        return list({e.flow_run.id: e for e in told if e.flow_run.id not in taken}.values())
 
     async def _propose_pending_state(self, flow_run: FlowRun) -> bool:
         with suppress(Pause), anyio.move_on_after(PROPOSE_SECONDS):  # the server may say "wait"
