@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -107,10 +107,19 @@ def status(
     ledger.close()
 
 
+def _step(agent: Status) -> str:
+    """How far the session is. Whoever waits long for an order asks the coordinator's people."""
+    since = f"for {timedelta(seconds=agent.seconds or 0)}"
+    if agent.phase in (None, "done"):
+        after = f"round {agent.round} is done, " if agent.phase else ""
+        return f"{after}waiting {since} for the coordinator's next order"
+    return f"round {agent.round}: {agent.phase} {since}"
+
+
 def _print_status(site: SiteFolder, agent: Status | None) -> None:
     doing = "not running" if agent is None else "idle"
     if agent is not None and agent.job:
-        doing = f"in job {agent.job}, round {agent.round}: {agent.phase}"
+        doing = f"in job {agent.job}, {_step(agent)}"
     console = Console()
     console.print(f"site [bold]{site.settings.label}[/]: agent {doing}")
     console.print(f"fingerprint {site.identity.public.fingerprint()}")

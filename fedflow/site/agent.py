@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,6 +57,7 @@ class _Running:
     watchers: set[asyncio.Queue[Reply]] = field(default_factory=set)
     round: int | None = None
     phase: str | None = None
+    since: float = field(default_factory=time.monotonic)
 
 
 class SiteAgent:
@@ -137,12 +139,15 @@ class SiteAgent:
             await reply(Accepted())
         else:
             running = self._running
+            if running is not None and running.task.done():
+                running = None
             await reply(
                 Status(
                     site=self._site.settings.label,
                     job=running.job if running else None,
                     round=running.round if running else None,
                     phase=running.phase if running else None,  # type: ignore[arg-type]
+                    seconds=int(time.monotonic() - running.since) if running else None,
                 )
             )
 
@@ -155,7 +160,7 @@ class SiteAgent:
             raise Refusal("busy", f"the site is in job {running.job}")
 
         async def progress(number: int, phase: str) -> None:
-            entry.round, entry.phase = number, phase
+            entry.round, entry.phase, entry.since = number, phase, time.monotonic()
             for queue in entry.watchers:
                 queue.put_nowait(Progress(round=number, phase=phase))  # type: ignore[arg-type]
             self._metrics.phase(phase)

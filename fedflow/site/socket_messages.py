@@ -97,13 +97,17 @@ class End(_Line):
 
 
 class Status(_Line):
-    """What the daemon does now: its label, its open session if any, and how far that is."""
+    """What the daemon does now: its label, its open session if any, how far that is, since when.
+
+    ``seconds`` have passed since the session reached ``phase``, or was opened.
+    """
 
     event: Literal["status"] = "status"
     site: Label
     job: JobId | None = None
     round: RoundNumber | None = None
     phase: Phase | None = None
+    seconds: int | None = Field(default=None, ge=0, le=1 << 31)
 
 
 Request = SessionRequest | CancelRequest | StatusRequest
