@@ -33,7 +33,6 @@ from fedflow.wire.messages import (
     Decline,
     Hello,
     JobEnd,
-    Order,
     farewell,
     labelled_hash,
     leaves_job,
@@ -278,10 +277,12 @@ class Session:
         rolled_back: tuple[int, ...] = (),
     ) -> None:
         with contextlib.suppress(Exception):
-            order: Order = peek_order(data)
-            answer = Decline(order.digest(), job.index, code, reason, rolled_back)
+            exchange, order = self._services.exchange, peek_order(data)
             key = layout.up(self._job, sequence, "decline", job.index)
-            await base.put(self._services.exchange, key, seal(self._services.identity, answer))
+            if await base.get(exchange, key, layout.MAX_SEALED_BYTES) is not None:
+                return  # an earlier start of this site said why: that stands
+            answer = Decline(order.digest(), job.index, code, reason, rolled_back)
+            await base.put(exchange, key, seal(self._services.identity, answer))
 
 
 def _note(what: str, error: Exception) -> None:
