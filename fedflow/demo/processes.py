@@ -13,7 +13,7 @@ from pathlib import Path
 from fedflow.errors import Refusal
 from fedflow.tied import tied_command
 
-_GRACE_SECONDS = 5.0
+_GRACE_SECONDS = 10.0
 
 
 class Processes:

@@ -52,7 +52,12 @@ class World:
         return self.folder / "report.html"
 
     def close(self) -> None:
-        """Remove what is outside the folder: sockets, when the folder's path was too long."""
+        """Remove the sockets: an agent that had to be killed leaves its own.
+
+        With their folder, where that is outside because the world's path was too long.
+        """
+        for socket in self.sockets.glob("*.sock"):
+            socket.unlink(missing_ok=True)
         if self.sockets.parent != self.folder:
             shutil.rmtree(self.sockets, ignore_errors=True)
 
