@@ -77,6 +77,7 @@ class FedflowWorker(BaseWorker[FedflowJobConfiguration, BaseVariables, FedflowWo
         kwargs["limit"] = min(kwargs.get("limit") or MAX_RUNS, MAX_RUNS)
         kwargs["base_job_template"] = base_job_template()  # for a pool this worker has to create
         self._followed: set[UUID] = set()
+        self._ended: set[UUID] = set()  # while it was asked what is left open
         super().__init__(*args, **kwargs)
         home = get_current_settings().home
         self._begun = Begun(home / f"begun-{self._work_pool_name}.json")
@@ -146,6 +147,7 @@ class FedflowWorker(BaseWorker[FedflowJobConfiguration, BaseVariables, FedflowWo
             while True:
                 while self._work_pool is None:  # the server was away when this worker started
                     await anyio.sleep(1)
+                self._ended.clear()
                 try:
                     runs = await left_open(
                         self.client, self._work_pool_name, self._begun, 4 * MAX_RUNS
@@ -161,7 +163,7 @@ class FedflowWorker(BaseWorker[FedflowJobConfiguration, BaseVariables, FedflowWo
 
         The daemon attaches to the session where it runs already.
         """
-        if flow_run.id in self._followed | self._submitting_flow_run_ids:
+        if flow_run.id in self._followed | self._submitting_flow_run_ids | self._ended:
             return
         group = self._runs_task_group
         with suppress(anyio.WouldBlock, RuntimeError):  # as many as it may have: later
@@ -273,6 +275,7 @@ class FedflowWorker(BaseWorker[FedflowJobConfiguration, BaseVariables, FedflowWo
             self._begun.discard(flow_run.id)
             return result
         finally:
+            self._ended.add(flow_run.id)
             self._followed.discard(flow_run.id)
 
     async def _run(
