@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import is_alive
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 
@@ -77,16 +78,9 @@ def descendants(pid):
     return out
 
 
-def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 def none_left(folder, pids, seconds=10):
     until = time.monotonic() + seconds
-    while left := {**processes_of(folder), **{p: "started earlier" for p in pids if alive(p)}}:
+    while left := {**processes_of(folder), **{p: "started earlier" for p in pids if is_alive(p)}}:
         assert time.monotonic() < until, left
         time.sleep(0.1)
 
