@@ -95,13 +95,15 @@ async def test_many_sites_train_on_real_servers(tmp_path, crowd_folder, record_p
 
 
 def server_errors(text):
-    """Errors a server wrote down, but for those about a worker that hung up while connecting: fifty
-    workers in one process on a busy machine may, and connect again.
+    """Errors a server wrote down, but for two about connections, which are made again: fifty
+    workers in one process on a busy machine may hang up while connecting, and Prefect's sender of
+    events may connect twice at once (from its checkpoint and from an event) and greet twice on one.
     """
     hung_up = ("Worker channel setup failed", "Exception in ASGI application", "never retrieved")
     lines = [line for line in text.splitlines() if "| ERROR" in line or "| CRITICAL" in line]
     others = [line for line in lines if not any(known in line for known in hung_up)]
-    if "Exception in ASGI application" in text and "WebSocketDisconnected" not in text:
+    known = ("WebSocketDisconnected", "input_value={'type': 'auth'")
+    if "Exception in ASGI application" in text and not any(why in text for why in known):
         others.append("an exception in the application that is no lost connection")
     return others
 
