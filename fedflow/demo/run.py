@@ -132,10 +132,10 @@ class Demo:
         Returns why it ended before its last round, None when it did not.
         """
         drop, rounds = self._options.drop_site, self._options.plan.plan.rounds
-        strike = max(2, rounds // 3)
+        strike = max(2, rounds // 10)  # early: a site takes half a minute to be back
         tail = EventTail(world.coordinator.events_path(world.job.id))
         outage = self._plan_outage(world, processes, strike)
-        away, rounds_done = False, 0
+        away, returning, rounds_done = False, False, 0
         stopped_early: str | None = None
         try:
             while True:
@@ -151,18 +151,21 @@ class Demo:
                             stopped_early = event["reason"]
                             watch.note(f"the job ended early: {stopped_early}", "red")
                     rounds_done += event["event"] == "round-done"
+                    if returning and event["event"] == "site-present" and event["site"] == drop:
+                        watch.note(f"{drop} has rejoined", "green")
+                        returning = False
                     if outage is None or drop is None:
                         continue
                     if outage.done and not away and event["event"] == "message":
                         away = True
                         watch.note(f"power cut at {drop} in round {strike}, mid-protocol", "red")
                     if away and event["event"] == "round-done" and event["number"] >= strike:
-                        watch.note(f"power is back at {drop}: it starts again and rejoins", "green")
+                        watch.note(f"power is back at {drop}: it starts again", "yellow")
                         watch.site(drop, "starting again", "yellow")
                         self._start_agent(world, processes, drop)
                         self._start_worker(world, server, processes, drop)
                         outage.close()
-                        outage, away = None, False
+                        outage, away, returning = None, False, True
                     if away:
                         watch.site(drop, "no power", "red")
                 if ended is not None:

@@ -52,13 +52,18 @@ _CONNECTIONS = {
     "PREFECT_SERVER_DATABASE_SQLALCHEMY_POOL_SIZE": "20",
     "PREFECT_SERVER_DATABASE_SQLALCHEMY_MAX_OVERFLOW": "30",
 }
-# How many events its services take at a time: one by default, each with three questions to Redis
-# and a transaction, which falls minutes behind a job of fifty sites.
+# How many states of tasks it writes at a time: one by default, each in a transaction. Beside that,
+# SQLite refuses nearly every request that reads for half a second before it writes, such as that
+# for a new session. The interval is cut to whole seconds, and at zero the server would spin.
+_BATCHES = {
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "50",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+}
+# How many events its services read at a time: one by default, each with three questions to Redis,
+# which falls minutes behind a job of fifty sites.
 _REDIS_BATCHES = {
     "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_READ_BATCH_SIZE": "100",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "100",
-    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "50",
-    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "0.5",
     "PREFECT_SERVER_SERVICES_TRIGGERS_READ_BATCH_SIZE": "100",
 }
 
@@ -223,6 +228,7 @@ class LocalPrefectServer:
             "PREFECT_HOME": str(self.home),
             "PREFECT_UI_API_URL": self.api_url,
             "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
+            **_BATCHES,
             **self._storage(),
         }
         command = tied_command(["-m", "prefect", "server", "start"])

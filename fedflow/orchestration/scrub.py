@@ -80,20 +80,24 @@ async def drop_state_data(response: httpx.Response) -> None:
 async def pace_retries(response: httpx.Response) -> None:
     """Response hook for httpx: how long to wait is decided here, not by the server.
 
-    A Prefect server on SQLite answers 503 for the milliseconds in which another client writes;
-    Prefect's client would wait 2, 4, 8... seconds, or for as long as a header says.
+    A Prefect server on SQLite answers 503 for the milliseconds in which another client writes, and
+    beside a job of short rounds to most requests. Prefect's client would try six times and wait 2,
+    4, 8... seconds, or for as long as a header says; a session was opened half a minute late.
     """
     response.headers.pop("prefect-maintenance", None)
     response.headers.pop("retry-after", None)
     if response.status_code in _RETRIED:
         tries = response.request.extensions.get(_TRIES, 0)
         response.request.extensions[_TRIES] = tries + 1
-        response.headers["retry-after"] = str(_FIRST_WAIT * 3**tries)
+        response.headers["retry-after"] = str(min(_FIRST_WAIT * 2**tries, _LONGEST_WAIT))
+        if tries < _MORE_TRIES:
+            response.headers["prefect-maintenance"] = "true"  # its client does not count this one
 
 
 _RETRIED = (429, 502, 503)
 _TRIES = "fedflow-tries"
-_FIRST_WAIT = 0.25  # seconds; five retries reach half a minute
+_FIRST_WAIT, _LONGEST_WAIT = 0.1, 1.0  # seconds
+_MORE_TRIES = 24  # beside those that Prefect's client counts: half a minute in all
 _HOOKS = (drop_state_data, pace_retries)
 
 

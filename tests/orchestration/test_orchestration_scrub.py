@@ -9,6 +9,7 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prefect.client.base import PrefectHttpxAsyncClient
 from prefect.settings import temporary_settings
 
 from fedflow.errors import Refusal
@@ -108,11 +109,39 @@ async def test_the_server_does_not_decide_how_long_we_wait():
     )
     async with client:
         request = client.build_request("GET", "http://x/")
-        for _ in range(5):
+        uncounted = 0
+        for _ in range(40):
             response = await client.send(request)
-            assert "prefect-maintenance" not in response.headers
+            uncounted += response.headers.get("prefect-maintenance") == "true"
             waits.append(float(response.headers["retry-after"]))
-    assert waits == [0.25, 0.75, 2.25, 6.75, 20.25]
+    assert waits[:6] == [0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
+    assert max(waits) == 1.0
+    assert uncounted == 24, "then Prefect's client counts, and gives up"
+
+
+async def test_a_server_that_is_often_busy_is_asked_until_it_is_not():
+    """Twelve times "later", which is more than Prefect's client would try."""
+    asked = []
+
+    def answer(request):
+        asked.append(request)
+        return httpx.Response(503 if len(asked) <= 12 else 200, json={})
+
+    async def no_time(seconds):
+        assert seconds < 2.5
+
+    with temporary_settings({"api.url": "http://127.0.0.1:1/api"}):
+        client = PrefectHttpxAsyncClient(
+            transport=httpx.MockTransport(answer),
+            event_hooks={"response": [scrub.pace_retries]},
+            enable_csrf_support=False,
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("prefect.client.base.anyio.sleep", no_time)
+            async with client:
+                response = await client.get("http://x/")
+    assert response.status_code == 200
+    assert len(asked) == 13
 
 
 async def test_a_client_gets_one_scrubber():
