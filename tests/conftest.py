@@ -20,7 +20,8 @@ if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
-# Whole federations on real servers and hosts, minutes each: `make test-long` runs them as well.
+# Whole federations on real servers and hosts, minutes each: `make test-long` runs them as well, and
+# so does .ci/run.
 LONG = {
     "test_afternoon_tutorial.py",
     "test_chaos_short.py",
