@@ -48,8 +48,6 @@ async def evaluation(job: str, sessions: bool = True) -> State[Any]:
     if not state.is_completed():
         return state
     record = JobRunner(coordinator, job).records[-1]
-    if record.auc is None or record.auc_stderr is None:
+    if not record.verdict:
         return Failed(name="Aborted", message="the job ended without a score")
-    return Completed(
-        message=f"AUC {record.auc:.3f} ± {record.auc_stderr:.3f} over {len(record.sites)} sites"
-    )
+    return Completed(message=f"{record.verdict} over {len(record.sites)} sites")

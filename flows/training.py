@@ -32,6 +32,7 @@ from fedflow.coordinator.lease import held
 from fedflow.coordinator.observed import observed
 from fedflow.coordinator.runner import JobRunner, RoundRecord, Superseded
 from fedflow.coordinator.settings import open_coordinator
+from fedflow.coordinator.stopping import ALL_ROUNDS
 from fedflow.errors import Aborted, FedflowError, InputError, Misuse
 from fedflow.orchestration import control as controls
 from fedflow.orchestration.control import Control, controlled
@@ -124,11 +125,13 @@ async def _coordinate(live: LiveJob, control: Control, sessions: bool) -> State[
     book = SessionBook(job.id, job.digest.hex(), job.labels.values() if sessions else ())
     end = await patiently(lambda: runner.end)
     if end is not None:
-        return _state_of(runner, end.outcome, f"it had ended before: {end.reason}")
+        before = end.reason == ALL_ROUNDS
+        why = end.reason if before else f"it had ended before: {end.reason}"
+        return _state_of(runner, end.outcome, why)
     async with _kept(book):
         try:
-            await control.guard(_rounds(live, book, control))
-            outcome, reason = "completed", "all rounds of the plan are done"
+            early = await control.guard(_rounds(live, book, control))
+            outcome, reason = "completed", early or ALL_ROUNDS
         except Aborted as error:
             outcome, reason = "aborted", f"{error.code}: {error.message}"
         except controls.Cancelled:
@@ -139,8 +142,9 @@ async def _coordinate(live: LiveJob, control: Control, sessions: bool) -> State[
         finally:
             await runner.give_up()
         await patiently(lambda: runner.close(outcome, reason))
-        await publish_end(live, outcome, "" if outcome == "completed" else reason)
-        await announce_job(job, _word(outcome), "" if outcome == "completed" else reason)
+        told = "" if reason == ALL_ROUNDS else reason
+        await publish_end(live, outcome, told)
+        await announce_job(job, _word(outcome), told)
         await _tell_sessions(book, 30.0 if outcome == "completed" else 20.0)
     return _state_of(runner, outcome, reason)
 
@@ -168,7 +172,8 @@ def _word(outcome: str) -> Any:
 def _state_of(runner: JobRunner, outcome: str, reason: str) -> State[Any]:
     if outcome == "completed":
         model = runner.model_digest.hex()[:12]
-        return Completed(message=f"{len(runner.records)} rounds, model {model}")
+        why = "" if reason == ALL_ROUNDS else f"; {reason}"
+        return Completed(message=f"{len(runner.records)} rounds, model {model}{why}")
     if outcome == "cancelled":
         return Cancelled(message=f"after {len(runner.records)} rounds: {reason}")
     return Failed(name="Aborted" if outcome == "aborted" else "Failed", message=reason)
@@ -178,8 +183,11 @@ def _resumable(why: str) -> State[Any]:
     return Crashed(name="Stopped", message=f"{why}; the job can be resumed")
 
 
-async def _rounds(live: LiveJob, book: SessionBook, control: Control) -> None:
-    """Everything from where the job is to its last round. Aborted when it cannot go on."""
+async def _rounds(live: LiveJob, book: SessionBook, control: Control) -> str | None:
+    """Everything from where the job is to its last round. Aborted when it cannot go on.
+
+    Why it is done before the plan's last round, if it is.
+    """
     log, runner = get_run_logger(), live.runner
     taken = await patiently(runner.resume)
     if taken:
@@ -189,7 +197,7 @@ async def _rounds(live: LiveJob, book: SessionBook, control: Control) -> None:
         await announce_job(runner.job, "started")
     await _boundary(runner, control)
     if runner.to_evaluate is None and runner.next_round > runner.job.plan.plan.rounds:
-        return
+        return None
     sites = len(runner.job.labels)
     present = await _joined(runner, book)
     log.info("%d of %d sites joined", len(present), sites)
@@ -197,8 +205,12 @@ async def _rounds(live: LiveJob, book: SessionBook, control: Control) -> None:
         await finish_round(live, book)
     for number in range(runner.next_round, runner.job.plan.plan.rounds + 1):
         await _boundary(runner, control)
+        if (early := await patiently(runner.stop_reason)) is not None:
+            log.info("the job ends before round %d: %s", number, early)
+            return early
         await training_round(live, number)
         await finish_round(live, book)
+    return None
 
 
 async def _joined(runner: JobRunner, book: SessionBook) -> set[int]:

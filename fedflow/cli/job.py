@@ -24,6 +24,7 @@ from fedflow.federation.scoring import (
     scoring_plan,
     stored_model,
 )
+from fedflow.learning.metrics import METRICS
 from fedflow.learning.model_file import model_digest
 from fedflow.learning.plan import load_plan
 
@@ -153,7 +154,7 @@ def list_jobs(coordinator: Coordinator, as_json: AsJson = False) -> None:
         typer.echo(json.dumps([one.facts() for one in views]))
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("job", "state", "plan", "rounds", "sites", "AUC", "until"):
+    for heading in ("job", "state", "plan", "rounds", "sites", "score", "until"):
         table.add_column(heading, no_wrap=heading == "job")
     for one in sorted(views, key=lambda v: (v.created, v.job)):
         table.add_row(one.job, one.state, one.plan, *_figures(one), _day(one.not_after))
@@ -187,7 +188,7 @@ def show(
     if missing:
         console.print(f"not joined yet: {', '.join(missing)}", soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("round", "sites", "without", "AUC", "seconds"):
+    for heading in ("round", "sites", "without", METRICS[one.metric].label, "seconds"):
         table.add_column(heading, justify="left" if heading == "without" else "right")
     for record in one.records:
         without = [*record.refused, *record.dropped, *record.absent]
@@ -195,7 +196,7 @@ def show(
             str(record.number),
             str(len(record.sites)),
             ", ".join(without),
-            "" if record.auc is None else f"{record.auc:.3f}",
+            "" if record.score is None else f"{record.score:.3f}",
             f"{record.seconds:.1f}",
         )
     if one.records:
@@ -219,7 +220,7 @@ def _trained(authority: AuthorityFolder, named: str | None, job: str | None) -> 
 def _figures(one: JobView) -> tuple[str, str, str]:
     if not one.plan:
         return "", "", ""
-    score = "" if one.auc is None else f"{one.auc:.3f}"
+    score = "" if one.score is None else f"{one.score:.3f}"
     return f"{one.rounds}/{one.planned}", f"{len(one.joined)}/{len(one.sites)}", score
 
 

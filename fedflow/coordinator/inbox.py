@@ -32,7 +32,7 @@ READING_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class SiteAnswer:
-    """What became of one site in a round: ``masked``, ``refused`` or ``dropped``; why; when."""
+    """What became of a site in a round: ``masked``, ``refused``, ``dropped``, ``resting``; why."""
 
     outcome: str
     code: str = ""
@@ -123,7 +123,7 @@ class Inbox:
             listed = await base.names(self._exchange, folder)
         except FedflowError:
             return set()  # not a listing: nobody's fault, and nothing to go by
-        sites = {str(site): site for site in self._job.roster}
+        sites = {str(site): site for site in self._job.roster if self._order.invites(site)}
         return {sites[name] for name in listed if name in sites}
 
     def _has_read(self, place: tuple[str, int], task: asyncio.Task[None]) -> None:
@@ -228,10 +228,25 @@ class Inbox:
         if not self.answers[site].done():
             self.answers[site].set_result(answer)
 
-    def drop_the_silent(self, expected: set[int]) -> None:
-        """Settle every site that sent no masked update in time."""
+    def answered(self, leg: str) -> int:
+        """How many sites have answered a leg."""
+        return sum(at == leg for at, _ in self.taken)
+
+    def busy(self) -> set[int]:
+        """Sites that still train for a later round, as far as is known."""
+        return {s for s, f in self.answers.items() if f.done() and f.result().code == "busy"}
+
+    def drop_the_silent(self, expected: set[int], *, busy: bool = False) -> None:
+        """Settle every site that sent no masked update in time, and those that were not asked.
+
+        With ``busy`` a silent one is taken to train for a later round.
+        """
         for site in self.answers:
-            if site not in expected and ("advert", site) not in self.taken:
+            if not self._order.invites(site):
+                self.settle(site, SiteAnswer("resting", "not-invited", "not asked this time"))
+            elif busy and site in expected and ("advert", site) not in self.taken:
+                self.settle(site, SiteAnswer("resting", "busy", "still training"))
+            elif site not in expected and ("advert", site) not in self.taken:
                 self.settle(site, SiteAnswer("dropped", "absent", "not present"))
             else:
                 reason = "no masked update before the deadline"

@@ -12,9 +12,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fedflow.coordinator.adoption import Adopted, Adoption
 from fedflow.coordinator.attempts import Attempts
 from fedflow.coordinator.job import Job, load_job
@@ -26,8 +23,6 @@ from fedflow.exchange import layout
 from fedflow.exchange.base import get_blob
 from fedflow.history import Rules, State, first_state, model_file
 from fedflow.learning.model_file import decode_model, flatten, spec_of
-from fedflow.learning.scoring import auc_from_histogram
-from fedflow.secagg.quantise import decode_integers
 from fedflow.wire.codec import plain_text
 from fedflow.wire.messages import JobEnd, Kind, Order
 from fedflow.wire.sealed import seal, unseal
@@ -107,7 +102,7 @@ class JobProgress:
             if record is not None and record.number == order.round:
                 count = len(adopted.transcript.survivors)
                 if adopted.total is not None:
-                    record.auc, record.auc_stderr = self._score(adopted.total, count)
+                    record.scored(self.job.plan, adopted.total, count)
                 record.finished = True
         else:
             data = model_file(adopted.vector, self._rules.spec)
@@ -174,12 +169,11 @@ class JobProgress:
         record.finished = not self.evaluates(record.number)
         self.records.append(record)
 
-    def score(self, result: RoundResult) -> tuple[float, float]:
-        """AUC and its standard error (from the privacy noise) of the summed histogram."""
-        return self._score(result.outcome.sum, len(result.outcome.survivors))
-
-    def _score(self, total: NDArray[np.uint32], survivors: int) -> tuple[float, float]:
-        return auc_from_histogram(decode_integers(total), self.job.plan, survivors)
+    def score(self, result: RoundResult) -> RoundRecord:
+        """The last record, with the score that an evaluation's sum gives."""
+        record, outcome = self.records[-1], result.outcome
+        record.scored(self.job.plan, outcome.sum, len(outcome.survivors))
+        return record
 
     def close(self, outcome: str, reason: str) -> None:
         """Tell the sites that the job is over, for good: it cannot be resumed.

@@ -8,11 +8,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedflow.coordinator.attempts import Tries
 from fedflow.coordinator.job import Job
 from fedflow.coordinator.secure_round import RoundResult
 from fedflow.errors import Misuse
 from fedflow.history import State
+from fedflow.learning.metrics import METRICS
+from fedflow.learning.plan import Plan
+from fedflow.learning.scoring import score_of
+from fedflow.secagg.quantise import decode_integers
 
 
 @dataclass
@@ -20,10 +27,10 @@ class RoundRecord:
     """The public facts of one round, as reports and screens show them.
 
     ``dropped`` sites were lost within the round; ``recovered`` are those of them whose masks had to
-    be recovered; ``absent`` sites were not there when it began. ``rebuilt`` says that the
-    coordinator that ran the round died, and the record was made from what it had published: times
-    and bytes are not known. A record is ``finished`` when the round's evaluation, if the plan has
-    one, came to an end.
+    be recovered; ``absent`` sites were not there when it began, and ``resting`` ones not asked, or
+    not ready in an asynchronous round. ``rebuilt`` says that the coordinator that ran the round
+    died, and the record was made from what it had published: times and bytes are not known. A
+    record is ``finished`` when the round's evaluation, if the plan has one, came to an end.
     """
 
     number: int
@@ -31,11 +38,13 @@ class RoundRecord:
     dropped: list[str] = field(default_factory=list)
     recovered: list[str] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
+    resting: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     training_seconds: float = 0.0
-    auc: float | None = None
-    auc_stderr: float | None = None
+    metric: str = "auc"
+    score: float | None = None
+    score_stderr: float | None = None
     bytes: dict[str, int] = field(default_factory=dict)
     attempts: int = 1
     aborted: bool = False
@@ -52,6 +61,8 @@ class RoundRecord:
         for site, answer in result.answers.items():
             if answer.outcome == "refused":
                 self.refused[labels[site]] = f"{answer.code}: {answer.reason}"
+            elif answer.outcome == "resting":
+                self.resting.append(labels[site])
             elif site in outcome.survivors:
                 continue
             elif answer.code == "absent":
@@ -60,6 +71,19 @@ class RoundRecord:
                 self.dropped.append(labels[site])
                 if site in outcome.delivered:
                     self.recovered.append(labels[site])
+
+    def scored(self, plan: Plan, total: NDArray[np.uint32], sites: int) -> None:
+        """Take in the opened sum of the round's evaluation over so many sites."""
+        self.metric = plan.evaluation.metric
+        self.score, self.score_stderr = score_of(decode_integers(total), plan, sites)
+
+    @property
+    def verdict(self) -> str:
+        """The score as a person reads it: ``AUC 0.701 ± 0.012``; empty without one."""
+        if self.score is None:
+            return ""
+        label, error = METRICS[self.metric].label, self.score_stderr or 0.0
+        return f"{label} {self.score:.3f} ± {error:.3f}"
 
     def facts(self) -> dict[str, Any]:
         """As plain values, for the event log and the report."""

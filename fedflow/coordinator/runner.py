@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,7 +20,10 @@ from fedflow.coordinator.presence import Presence
 from fedflow.coordinator.progress import JobProgress
 from fedflow.coordinator.records import RoundRecord
 from fedflow.coordinator.secure_round import RoundResult, SecureRound
+from fedflow.coordinator.selection import SiteHistory, cohort_size, select_sites
 from fedflow.coordinator.settings import CoordinatorFolder
+from fedflow.coordinator.stopping import stop_reason
+from fedflow.crypto.csprng import Csprng
 from fedflow.errors import Aborted, Misuse, Refusal, Violation
 from fedflow.exchange import layout
 from fedflow.history import State, advance, model_file
@@ -55,6 +59,7 @@ class JobRunner(JobProgress):
     def __init__(self, coordinator: CoordinatorFolder, job_id: str) -> None:
         super().__init__(coordinator, job_id)
         self._unsent: Order | None = None
+        self._began: float | None = None
         self._next: _Next | None = None
         self._left_out = LeftOut(
             coordinator.anchors_path, self.job, coordinator.members(), coordinator.exchange
@@ -95,7 +100,8 @@ class JobRunner(JobProgress):
 
     def awaited(self) -> list[str]:
         """Labels of the sites the open round waits for."""
-        return sorted(self.job.labels[site] for site in self._presence.present)
+        invites = self.current.order.invites if self.current else lambda site: True
+        return sorted(self.job.labels[s] for s in self._presence.present if invites(s))
 
     # ---- one secure sum
 
@@ -108,7 +114,43 @@ class JobRunner(JobProgress):
         most = self.coordinator.settings.max_attempts if most is None else most
         return self._attempts.numbers(number, kind, most)
 
-    def _new_order(self, number: int, attempt: int, kind: Kind) -> Order:
+    def _invited(self, kind: Kind, expected: set[int]) -> tuple[int, ...]:
+        """Whom a round asks; none for everybody. An evaluation asks all that are there."""
+        plan, labels = self.job.plan, self.job.labels
+        if kind is not Kind.TRAIN or cohort_size(plan, len(labels)) == len(labels):
+            return ()
+        asked = self.history_of_sites()
+        return select_sites(plan, labels, expected, asked, Csprng.from_os())
+
+    def history_of_sites(self) -> dict[int, SiteHistory]:
+        """How often each site was in a sum of this job, and how often it was asked in vain."""
+        paid = Counter(label for record in self.records for label in record.sites)
+        missed = Counter(
+            label
+            for record in self.records
+            for label in {*record.dropped, *record.absent, *record.refused}
+        )
+        return {i: SiteHistory(paid[n], missed[n]) for i, n in self.job.labels.items()}
+
+    def stop_reason(self) -> str | None:
+        """Why the job is done before its last round; None while it goes on."""
+        return stop_reason(
+            self.job.plan, self.records, self._running_for(), len(self._presence.left)
+        )
+
+    def _running_for(self) -> float:
+        """Seconds since the job's first order, also of a coordinator that died."""
+        if self._sequence == 0:
+            return 0.0
+        if self._began is None:
+            job = self.job
+            key = self.coordinator.identity.public
+            first = read_order(self.coordinator.exchange, job.id, job.digest, key, 1)
+            opened = time.time() if first is None else first.deadline / 1000
+            self._began = opened - (job.plan.order_seconds if first else 0.0)
+        return max(0.0, time.time() - self._began)
+
+    def _new_order(self, number: int, attempt: int, kind: Kind, expected: set[int]) -> Order:
         plan, state = self.job.plan, self._state
         if self._unsent is not None:
             # It may have arrived although the exchange did not say so: the same bytes again.
@@ -127,6 +169,7 @@ class JobRunner(JobProgress):
             value_range=state.value_range,
             dimension=plan.vector_length(kind, self.job.manifest.dimension),
             deadline=int((time.time() + plan.order_seconds) * 1000),
+            invited=self._invited(kind, expected),
         )
 
     def dispatch(self, number: int, attempt: int, kind: Kind) -> SecureRound:
@@ -135,13 +178,14 @@ class JobRunner(JobProgress):
         OSError when the exchange cannot be reached: call again, the order stays the same one.
         :class:`Superseded` when another coordinator put an order in this place.
         """
-        order = self._new_order(number, attempt, kind)
+        expected = self.look_for_sites() - set(self._left_out.barred())
+        order = self._new_order(number, attempt, kind, expected)
+        expected = {site for site in expected if order.invites(site)}
 
         def notify(leg: str, site: int) -> None:
             label = self.job.labels.get(site)
             self.event("message", round=number, kind=kind.word, leg=leg, site=label)
 
-        expected = self.look_for_sites() - set(self._left_out.barred())
         self.current = SecureRound(
             self.coordinator, self.job, order, expected, self._left_out, notify
         )
@@ -198,7 +242,9 @@ class JobRunner(JobProgress):
             self._running = None
             for site, reason in self._left_out.reasons.items():
                 self.event("left-out", site=self.job.labels[site], reason=reason)
-            self._presence.after_round(self.current.still_there(), self.current.left_the_job())
+            resting = {s for s in self._presence.present if not self.current.order.invites(s)}
+            there = self.current.still_there() | resting
+            self._presence.after_round(there, self.current.left_the_job())
         return result
 
     async def give_up(self) -> None:

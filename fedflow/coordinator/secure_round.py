@@ -61,7 +61,7 @@ class SecureRound:
         left_out.begin()
         self._server = SecAggServer(
             round_ctx=RoundContext.of(order).digest(),
-            roster=job.roster,
+            roster={site: key for site, key in job.roster.items() if order.invites(site)},
             colluders=job.plan.cohort.colluders,
             minimum=job.plan.cohort.minimum,
             dimension=order.dimension,
@@ -96,7 +96,7 @@ class SecureRound:
 
     async def _legs(self) -> RoundResult:
         wait, server, inbox = self._job.plan.deadlines, self._server, self._inbox
-        await self._collect("advert", self._expected, wait.leg_seconds)
+        await self._collect("advert", self._expected, *self._patience())
         roster = server.close_adverts()
         self._left_out.remember(self._server.cohort)
         await self._down("roster", roster)
@@ -110,7 +110,7 @@ class SecureRound:
         self._notify("delivery", -1)
         left = wait.round_seconds - (time.monotonic() - inbox.started)
         await self._collect("masked", server.missing(), max(left, wait.leg_seconds))
-        inbox.drop_the_silent(self._expected)
+        inbox.drop_the_silent(self._expected, busy=self._asynchronous)
         await self._down("survivors", server.close_masked())
         await self._collect("signed", server.missing(), wait.leg_seconds)
         await self._down("consistency", server.close_signatures())
@@ -128,8 +128,27 @@ class SecureRound:
             answers={site: future.result() for site, future in self.answers.items()},
         )
 
-    async def _collect(self, leg: str, wanted: Iterable[int], seconds: float) -> None:
-        """Take this leg's messages until all ``wanted`` answered, declined, or time is up."""
+    def _patience(self) -> tuple[float, int | None]:
+        """How long a cohort is waited for, and how many sites are enough for one; None for all.
+
+        In asynchronous rounds a site comes when it has trained.
+        """
+        plan = self._job.plan
+        if not self._asynchronous:
+            return plan.deadlines.leg_seconds, None
+        return plan.deadlines.round_seconds, plan.strategy.buffer
+
+    @property
+    def _asynchronous(self) -> bool:
+        return self._job.plan.is_asynchronous
+
+    async def _collect(
+        self, leg: str, wanted: Iterable[int], seconds: float, enough: int | None = None
+    ) -> None:
+        """Take this leg's messages until all ``wanted`` answered, declined, or time is up.
+
+        Or until ``enough`` sites answered.
+        """
         began, wanted = time.monotonic(), set(wanted)
         until, poll = began + seconds, self._coordinator.settings.poll_seconds
         try:
@@ -137,6 +156,8 @@ class SecureRound:
                 await self._inbox.look(leg)
                 now = time.monotonic()
                 if not self._inbox.waiting(leg, wanted) or now >= until:
+                    break
+                if enough is not None and self._inbox.answered(leg) >= enough:
                     break
                 exchange = self._coordinator.exchange
                 await self._inbox.pause(min(base.pause(exchange, poll, now - began), until - now))
@@ -156,8 +177,8 @@ class SecureRound:
         return sealed
 
     def still_there(self) -> set[int]:
-        """Sites to wait for in the next order: in this sum, or refused just this order."""
-        return self._inbox.still_there()
+        """Sites to wait for in the next order: in this sum, refused just this one, or busy."""
+        return self._inbox.still_there() | (self._expected & self._inbox.busy())
 
     def left_the_job(self) -> set[int]:
         """Sites whose refusal of this order ended their part in the job."""

@@ -39,7 +39,7 @@ def collect_facts(world: World, plan: Plan) -> dict[str, Any]:
             {"index": i, "label": label, "fingerprint": world.job.roster[i].fingerprint()}
             for i, label in world.job.labels.items()
         ],
-        "rounds": [record.facts() for record in runner.records],
+        "rounds": [record.facts() | {"auc": record.score} for record in runner.records],
         "folder": str(world.folder),
         "machine": {
             "python": platform.python_version(),
@@ -66,7 +66,9 @@ def _scores(
     (world.folder / "model.safetensors").write_bytes(model)
     reference = baselines.compute(workload, data, plan, Csprng.from_os())
     return {
-        "auc_global": exact_score(workload, baselines.pooled_holdout(data), arrays),
+        "auc_global": exact_score(
+            workload, baselines.pooled_holdout(data), arrays, plan.evaluation
+        ),
         "auc_alone": reference.alone,
         "auc_alone_mean": reference.alone_mean,
         "auc_pooled": reference.pooled,

@@ -119,8 +119,8 @@ def _round_line(event: dict[str, Any]) -> str:
     gone = (event["dropped"], event["absent"], event["refused"])
     total = len(event["sites"]) + sum(len(sites) for sites in gone)
     line = f"round {event['number']:>2} · {len(event['sites'])} of {total} sites"
-    if event["auc"] is not None:
-        line += f" · AUC {event['auc']:.3f} ± {event['auc_stderr']:.3f}"
+    if event["score"] is not None:
+        line += f" · AUC {event['score']:.3f} ± {event['score_stderr']:.3f}"
     line += f" · {event['seconds']:.1f} s"
     for label in event["dropped"]:
         recovered = ", its masks recovered" if label in event["recovered"] else ""

@@ -29,7 +29,8 @@ class JobView:
     joined: tuple[str, ...] = ()
     created: int = 0
     not_after: int = 0
-    auc: float | None = None
+    metric: str = "auc"
+    score: float | None = None
     model: str = ""
     records: tuple[RoundRecord, ...] = field(default=())
 
@@ -57,7 +58,7 @@ def view(coordinator: CoordinatorFolder, name: str) -> JobView:
     found = Checkpoint.load(path, job.digest) if path.exists() else None
     records = tuple(found.records) if found else ()
     state, reason = _state(coordinator, job)
-    scores = [r.auc for r in records if r.auc is not None]
+    scores = [r.score for r in records if r.score is not None]
     return JobView(
         name,
         state,
@@ -69,6 +70,7 @@ def view(coordinator: CoordinatorFolder, name: str) -> JobView:
         _joined(coordinator, job),
         job.manifest.created,
         job.manifest.not_after,
+        job.plan.evaluation.metric,
         scores[-1] if scores else None,
         (found.state.model if found else job.manifest.initial_model).hex(),
         records,

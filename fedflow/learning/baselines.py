@@ -1,7 +1,7 @@
 """What the federated private model is compared with, by one party that holds all the data.
 
 None of this is private and none of it runs in a federation. All use the plan's model, optimiser,
-learning rate, sampling and number of steps, and all are judged by the exact AUC on the held-out
+learning rate, sampling and number of steps, and all are judged by the exact score on the held-out
 persons of all sites together. Every baseline is given its best round, chosen on those same persons:
 that flatters the baselines, never the model they are compared with.
 """
@@ -14,8 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedflow.crypto.csprng import Csprng
+from fedflow.errors import Misuse
 from fedflow.learning.dpsgd import train_plain
 from fedflow.learning.evaluation import exact_score
+from fedflow.learning.metrics import METRICS
 from fedflow.learning.model_file import ModelSpec, flatten, unflatten
 from fedflow.learning.plan import Plan
 from fedflow.learning.server_state import initial_state
@@ -25,7 +27,7 @@ from fedflow.learning.workload import PersonData, Persons, Workload, initial_mod
 
 @dataclass(frozen=True)
 class Baselines:
-    """Exact AUCs on the pooled holdout, without privacy."""
+    """Exact scores on the pooled holdout, without privacy."""
 
     alone: dict[str, float]
     pooled: float
@@ -55,14 +57,14 @@ def compute(
 
 
 def alone(workload: Workload, data: PersonData, test: Persons, plan: Plan, csprng: Csprng) -> float:
-    """Best AUC on ``test`` of a model trained on one site's persons only."""
+    """Best score on ``test`` of a model trained on one site's persons only."""
     return _best(workload, [data], test, plan, csprng)
 
 
 def pooled(
     workload: Workload, sites: Mapping[str, PersonData], plan: Plan, csprng: Csprng
 ) -> float:
-    """Best AUC of a model trained on everybody's training persons in one place."""
+    """Best score of a model trained on everybody's training persons in one place."""
     test = pooled_holdout(sites)
     train = Persons.join([sites[label].train for label in sorted(sites)])
     return _best(workload, [PersonData(train, test)], test, plan, csprng)
@@ -71,7 +73,7 @@ def pooled(
 def federated(
     workload: Workload, sites: Mapping[str, PersonData], plan: Plan, csprng: Csprng
 ) -> float:
-    """Best AUC of federated averaging as planned, without clipping and noise."""
+    """Best score of federated averaging as planned, without clipping and noise."""
     parts = [sites[label] for label in sorted(sites)]
     return _best(workload, parts, pooled_holdout(sites), plan, csprng)
 
@@ -81,12 +83,17 @@ def _best(
 ) -> float:
     initial = initial_model(workload)
     spec = ModelSpec.of(initial)
-    state, best = flatten(initial_state(initial, plan)), 0.0
+    state, best = flatten(initial_state(initial, plan)), None
+    metric = METRICS[plan.evaluation.metric]
     for _ in range(plan.plan.rounds):
         arrays = unflatten(state[: spec.dimension], spec)
         total = np.zeros(spec.dimension)
         for part in parts:
             total += train_plain(workload, part, arrays, plan, csprng)
         state = step_along(state, total / len(parts), plan)
-        best = max(best, exact_score(workload, test, unflatten(state[: spec.dimension], spec)))
+        arrays = unflatten(state[: spec.dimension], spec)
+        score = exact_score(workload, test, arrays, plan.evaluation)
+        best = score if best is None or metric.better(score, best) else best
+    if best is None:
+        raise Misuse("a baseline of no rounds")
     return best

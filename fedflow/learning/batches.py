@@ -15,8 +15,8 @@ from fedflow.crypto.csprng import Csprng
 from fedflow.learning.workload import Persons, Workload
 from fedflow.privacy.noise import poisson_mask
 
-#: x float32[B, R, F], y float32[B, R], weights float32[B, R]: each unit's weights sum to 1, and a
-#: padded row weighs 0. B may be 0.
+#: x float32[B, R, F], y float32[B, R, ..], weights float32[B, R]: each unit's weights sum to 1, and
+#: a padded row weighs 0. B may be 0.
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
@@ -36,6 +36,10 @@ def unit_losses(workload: Workload, model: torch.nn.Module, batch: Batch) -> tor
     padded = weights == 0
     if bool(padded.any()):
         # 0 times an overflowing derivative is not a number: such a row is not even looked at
-        x, y = x.masked_fill(padded.unsqueeze(-1), 0.0), y.masked_fill(padded, 0.0)
+        x, y = x.masked_fill(padded.unsqueeze(-1), 0.0), _emptied(y, padded)
     losses = workload.loss(model(x), y)
     return torch.where(padded, 0.0, losses * weights).sum(dim=1)
+
+
+def _emptied(y: torch.Tensor, padded: torch.Tensor) -> torch.Tensor:
+    return y.masked_fill(padded.reshape(padded.shape + (1,) * (y.ndim - padded.ndim)), 0.0)

@@ -39,8 +39,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from fedflow.errors import Misuse
 from fedflow.learning.batches import Batch, unit_losses
-from fedflow.learning.unit_check import UnsuitableModel, check_model, usable_methods
-from fedflow.learning.workload import Persons, Workload
+from fedflow.learning.unit_check import UnitShape, UnsuitableModel, check_model, usable_methods
+from fedflow.learning.workload import Persons, Workload, trained_parameters
 
 __all__ = ["Clipper", "Method", "check_model", "check_trainable"]
 
@@ -86,7 +86,7 @@ class Clipper:
         #: parameter -> where it lies in the flat sum, in the order of ``model_file.flatten``
         self._slices: dict[Parameter, slice] = {}
         at = 0
-        for _, parameter in sorted(model.named_parameters()):
+        for _, parameter in trained_parameters(model):
             self._slices[parameter] = slice(at, at + parameter.numel())
             at += parameter.numel()
         self.dimension = at
@@ -99,16 +99,16 @@ class Clipper:
     def clipped_sum(self, x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """The sum over units of their clipped gradients, float64[d], flat as a model file is.
 
-        ``x`` float32[B, R, F], ``y`` float32[B, R], ``weights`` float32[B, R] as in
+        ``x`` float32[B, R, F], ``y`` float32[B, R, ..], ``weights`` float32[B, R] as in
         :data:`fedflow.learning.batches.Batch`; B may be 0. A unit whose gradient, or its norm, is
         not finite adds zero: otherwise it would turn the release into not-a-number, which shows
-        that it took part. Parameters that are not trained have zeros.
+        that it took part.
 
         float64, because a sum in float32 of very many units would move by more than the slack of
         2^-10 C when one unit comes or goes.
         """
         if self._engine is None:  # for an empty batch as well: a refusal tells nothing of the data
-            self._engine = self._choose(x.shape[1], x.shape[2])
+            self._engine = self._choose(UnitShape.of(x, y))
         total = torch.zeros(self.dimension, dtype=torch.float64)
         for at in range(0, len(x), self._largest):
             end = at + self._largest
@@ -120,12 +120,11 @@ class Clipper:
     def set_gradient(self, gradient: torch.Tensor) -> None:
         """Give every trained parameter its part of ``gradient``, float[d], for an optimiser."""
         for parameter, where in self._slices.items():
-            if parameter.requires_grad:
-                parameter.grad = gradient[where].view_as(parameter).to(parameter.dtype)
+            parameter.grad = gradient[where].view_as(parameter).to(parameter.dtype)
 
-    def _choose(self, rows: int, features: int) -> Engine:
+    def _choose(self, shape: UnitShape) -> Engine:
         trials: dict[Method, Any] = {"ghost": _tried(Ghost), "hooks": _tried(Hooks)}
-        usable = usable_methods(self._workload, self._model, rows, features, trials)
+        usable = usable_methods(self._workload, self._model, shape, trials)
         if self._wanted != "auto" and self._wanted not in usable:
             raise Misuse(f"this model cannot be clipped by {self._wanted}")
         method = usable[0] if self._wanted == "auto" else self._wanted
@@ -135,9 +134,9 @@ class Clipper:
 def check_trainable(workload: Workload, persons: Persons, unit: str) -> None:
     """Refusal, as the first step on ``persons`` would raise it; of them it takes the shape only."""
     rows = 1 if unit == "record" else persons.x.shape[1]
-    empty = torch.zeros(0, rows)
+    x, y = (torch.zeros(0, rows, *array.shape[2:]) for array in (persons.x, persons.y))
     clipper = Clipper(workload, workload.build_model(), clipping_norm=1.0, max_physical_batch=1)
-    clipper.clipped_sum(torch.zeros(0, rows, persons.x.shape[2]), empty, empty)
+    clipper.clipped_sum(x, y, torch.zeros(0, rows))
 
 
 def _tried(engine: type[Engine]) -> Any:

@@ -14,10 +14,11 @@ from fedflow.errors import Aborted
 from fedflow.learning.batches import poisson_batches
 from fedflow.learning.clipping import Clipper
 from fedflow.learning.dpsgd import train_plain, train_private
-from fedflow.learning.evaluation import noisy_histogram
+from fedflow.learning.evaluation import noisy_counts
 from fedflow.learning.model_file import Arrays
 from fedflow.learning.plan import Plan
 from fedflow.learning.server_state import clipping_norm_of, parameters
+from fedflow.learning.site_state import correction
 from fedflow.learning.summed_noise import clipped, noisy_steps, unit_sensitivity, with_bit
 from fedflow.learning.workload import PersonData, Workload, model_with, units_of
 from fedflow.wire.messages import Kind
@@ -33,26 +34,30 @@ def contribution(
     sites: int,
     value_range: float,
     csprng: Csprng,
+    own: Arrays | None = None,
 ) -> NDArray[np.float32] | NDArray[np.int64]:
     """A site's vector for a round of ``kind``, with all the noise that this site adds.
 
     ``state`` holds the tensors of the model file (:mod:`fedflow.learning.server_state`); ``sites``
-    are those in the roster and ``value_range`` is the round's. Training gives float32[d] with local
+    are those in the roster and ``value_range`` is the round's; ``own`` is what the site kept
+    (:mod:`fedflow.learning.site_state`). Training gives float32[d] with local
     noise, int64[d] grid steps with noise in shares (int64[d + 1] with adaptive clipping);
-    evaluation int64[2 * bins]. Its cost is the plan's
+    evaluation int64, the counts of :mod:`~fedflow.learning.metrics`. Its cost is the plan's
     :func:`~fedflow.privacy.plan_cost.training_event` or ``evaluation_event``. Aborted and Refusal
     as :func:`train_private` and :func:`noisy_steps`.
     """
     arrays = parameters(state)
     if kind is Kind.EVALUATE:
-        return noisy_histogram(workload, data, arrays, plan, csprng)
+        return noisy_counts(workload, data, arrays, plan, csprng)
+    steering = correction(state, own)
     if plan.privacy.mechanism == "local":
-        return train_private(workload, data, arrays, plan, csprng)
+        return train_private(workload, data, arrays, plan, csprng, correction=steering)
     norm = clipping_norm_of(state, plan)
     if plan.privacy.mechanism == "summed":
         values = summed_gradient(workload, data, arrays, plan, norm, csprng.child("sampling"))
     else:
-        values = clipped_update(workload, data, arrays, plan, norm, csprng.child("sampling"))
+        sampling = csprng.child("sampling")
+        values = clipped_update(workload, data, arrays, plan, norm, sampling, correction=steering)
     sensitivity = unit_sensitivity(plan, norm, workload.reference_persons)
     coding = plan.coding(sites, value_range)
     return noisy_steps(values, plan, coding, sensitivity, csprng.child("noise"))
@@ -80,7 +85,14 @@ def summed_gradient(
 
 
 def clipped_update(
-    workload: Workload, data: PersonData, arrays: Arrays, plan: Plan, norm: float, csprng: Csprng
+    workload: Workload,
+    data: PersonData,
+    arrays: Arrays,
+    plan: Plan,
+    norm: float,
+    csprng: Csprng,
+    *,
+    correction: NDArray[np.float64] | None = None,
 ) -> NDArray[np.float64]:
     """A whole local training's change of the model, clipped to ``norm``: float64[d] or [d + 1].
 
@@ -89,7 +101,8 @@ def clipped_update(
     that diverged counts as no change: a refusal would tell that it did.
     """
     try:
-        change = train_plain(workload, data, arrays, plan, csprng).astype(np.float64)
+        trained = train_plain(workload, data, arrays, plan, csprng, correction=correction)
+        change = trained.astype(np.float64)
     except Aborted:
         change = np.zeros(sum(array.size for array in arrays.values()))
     values, within = clipped(change, norm)

@@ -11,7 +11,8 @@ adding or removing a unit: a person, or with ``privacy.unit = "record"`` one row
 * The noisy sum is divided by ``sample_rate * workload.reference_persons``, a public constant. The
   true batch size, or this site's own number of persons, would be a release.
 * Noise comes from the cryptographic generator in float64 (Opacus offers only torch generators).
-  The optimiser sees nothing but the noisy gradient, so that any optimiser is post-processing.
+  The optimiser sees nothing but the noisy gradient, so that any optimiser is post-processing; so is
+  what :class:`Steering` adds to it.
 
 Rounding of floating-point sums is not covered by the proof; see SECURITY.md.
 """
@@ -29,14 +30,28 @@ from fedflow.learning.batches import poisson_batches, unit_losses
 from fedflow.learning.clipping import Clipper
 from fedflow.learning.model_file import Arrays, flatten
 from fedflow.learning.plan import Plan
-from fedflow.learning.workload import PersonData, Workload, model_with, units_of
+from fedflow.learning.workload import (
+    PersonData,
+    Workload,
+    model_with,
+    trained_parameters,
+    units_of,
+)
 from fedflow.privacy.noise import gaussian
 
 
 def train_private(
-    workload: Workload, data: PersonData, arrays: Arrays, plan: Plan, csprng: Csprng
+    workload: Workload,
+    data: PersonData,
+    arrays: Arrays,
+    plan: Plan,
+    csprng: Csprng,
+    *,
+    correction: NDArray[np.float64] | None = None,
 ) -> NDArray[np.float32]:
     """The change of the model, float32[d], after the plan's private local steps on ``data.train``.
+
+    ``correction`` float64[d] is added to every step's gradient (SCAFFOLD's c - c_i).
 
     Its cost is ``plan.local_steps`` Poisson-subsampled Gaussian events at the plan's rate and
     noise. ``arrays`` is not changed. Aborted "diverged" when the result is not finite (a fact about
@@ -57,6 +72,7 @@ def train_private(
         stddev=privacy.noise_multiplier * privacy.clipping_norm,
         divisor=privacy.sample_rate * workload.reference_persons,
         csprng=csprng.child("noise"),
+        steering=Steering(model, plan, correction),
     )
     units = units_of(data.train, privacy.unit)
     sampling = csprng.child("sampling")
@@ -76,7 +92,9 @@ class PrivateStep:
         stddev: float,
         divisor: float,
         csprng: Csprng,
+        steering: Steering | None = None,
     ) -> None:
+        self._steering = steering
         self._clipper = clipper
         self._optimizer = optimizer
         self._stddev = stddev
@@ -88,36 +106,78 @@ class PrivateStep:
         noisy = self._clipper.clipped_sum(x, y, weights)
         noisy += torch.from_numpy(gaussian(len(noisy), self._stddev, self._csprng))
         self._clipper.set_gradient(noisy / self._divisor)
+        if self._steering is not None:
+            self._steering()
         self._optimizer.step()
 
 
+class Steering:
+    """What a strategy adds to the gradient of every local step, from public or noised values only.
+
+    FedProx (Li et al., MLSys 2020): ``mu (w - w_global)``, as of a loss ``mu/2 |w - w_global|²``.
+    SCAFFOLD (Karimireddy et al., ICML 2020): the constant ``c - c_i``. ``model`` is to hold the
+    global model when this is made.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, plan: Plan, correction: NDArray[np.float64] | None
+    ) -> None:
+        self._proximal = plan.training.proximal
+        self._anchors = {p: p.detach().clone() for _, p in trained_parameters(model)}
+        self._corrections: dict[torch.Tensor, torch.Tensor] = {}
+        at = 0
+        for _, parameter in trained_parameters(model):
+            end = at + parameter.numel()
+            if correction is not None:
+                part = torch.from_numpy(correction[at:end]).view_as(parameter)
+                self._corrections[parameter] = part.to(parameter.dtype)
+            at = end
+
+    def __call__(self) -> None:
+        """Add it to the gradients that the model's parameters have now."""
+        for parameter, anchor in self._anchors.items():
+            if parameter.grad is None:
+                continue
+            if self._proximal:
+                parameter.grad.add_(parameter.detach() - anchor, alpha=self._proximal)
+            if parameter in self._corrections:
+                parameter.grad.add_(self._corrections[parameter])
+
+
 def train_plain(
-    workload: Workload, data: PersonData, arrays: Arrays, plan: Plan, csprng: Csprng
+    workload: Workload,
+    data: PersonData,
+    arrays: Arrays,
+    plan: Plan,
+    csprng: Csprng,
+    *,
+    correction: NDArray[np.float64] | None = None,
 ) -> NDArray[np.float32]:
     """As :func:`train_private`, without clipping and noise and divided by this data's own size.
 
-    Not private: only for baselines over data that one party holds.
+    Not private: for a site whose whole change is clipped and noised, and for baselines.
     """
     model = model_with(workload, arrays)
-    optimizer = _optimizer(model, plan)
+    optimizer, steering = _optimizer(model, plan), Steering(model, plan, correction)
     units, rate = units_of(data.train, plan.privacy.unit), plan.privacy.sample_rate
     for batch in poisson_batches(units, plan.local_steps, rate, csprng):
         optimizer.zero_grad()
         torch.autograd.backward(unit_losses(workload, model, batch).sum() / (rate * len(units)))
+        steering()
         optimizer.step()
     return _change(model, arrays)
 
 
 def _optimizer(model: torch.nn.Module, plan: Plan) -> torch.optim.Optimizer:
     training = plan.training
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trained = [p for _, p in trained_parameters(model)]
     if training.optimizer == "adam":
         return torch.optim.Adam(trained, lr=training.learning_rate)
     return torch.optim.SGD(trained, lr=training.learning_rate, momentum=training.momentum)
 
 
 def _change(model: torch.nn.Module, arrays: Arrays) -> NDArray[np.float32]:
-    trained = {name: p.detach().cpu().numpy() for name, p in model.named_parameters()}
+    trained = {name: p.detach().cpu().numpy() for name, p in trained_parameters(model)}
     change = flatten(trained) - flatten(arrays)
     if not np.isfinite(change).all():
         raise Aborted("diverged", "local training diverged; lower the plan's learning_rate")

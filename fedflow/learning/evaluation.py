@@ -1,10 +1,12 @@
-"""Scores the global model on held-out persons through a noised, summed histogram.
+"""Scores the global model on held-out persons through noised, summed counts.
 
-Every site counts its held-out persons by label and score bin on an integer grid. What is protected
-as a whole carries the same total weight: with unit "person" each person, however many rows they
-have, shared equally by their rows; with "record" each row; with "site" the whole site, shared
-equally by its persons. Each site adds its share of discrete Gaussian noise; only the sum over sites
-is ever opened, and AUC is computed from it. Shares are sized so that the honest sites of the
+Every site counts its held-out persons on an integer grid, by label and score bin or as wrong and
+right (:mod:`fedflow.learning.metrics`). What is protected as a whole carries the same total weight:
+with unit "person" each person, however many rows they have, shared equally by their rows; with
+"record" each row; with "site" the whole site, shared equally by its persons.
+
+Each site adds its share of discrete Gaussian noise; only the sum over sites
+is ever opened, and the score is computed from it. Shares are sized so that the honest sites of the
 smallest allowed sum together add the plan's noise: variance (noise_multiplier * GRID)^2 / (minimum
 - colluders) each. (Distributed discrete Gaussian: Kairouz, Liu and Steinke, ICML 2021.)
 """
@@ -16,56 +18,120 @@ import torch
 from numpy.typing import NDArray
 
 from fedflow.crypto.csprng import Csprng
+from fedflow.errors import Refusal
 from fedflow.learning.auc import exact_auc
 from fedflow.learning.model_file import Arrays
-from fedflow.learning.plan import Plan
+from fedflow.learning.plan import EvaluationSection, Plan
 from fedflow.learning.scoring import GRID, SITE_GRID, noise_share_stddev
 from fedflow.learning.workload import PersonData, Persons, Workload, model_with, units_of
 from fedflow.privacy.noise import discrete_gaussian
+from fedflow.wire.messages import Kind
+
+#: Persons in one forward pass; memory only.
+_AT_ONCE = 1024
 
 
-def score_histogram(
+def score_counts(
     workload: Workload, persons: Persons, arrays: Arrays, plan: Plan
 ) -> NDArray[np.int64]:
-    """int64[2 * bins] in grid units: label 0's bins by ascending score, then label 1's.
+    """What ``persons`` put in the sum of :mod:`fedflow.learning.metrics`, int64[n] in grid units.
 
-    Not private by itself; see :func:`noisy_histogram`.
+    Not private by itself; see :func:`noisy_counts`.
     """
-    bins = plan.evaluation.bins
-    low, high = workload.score_range
     persons = units_of(persons, plan.privacy.unit)
-    share = (_probabilities(workload, persons, arrays) - low) / (high - low)
-    at = np.clip(np.floor(share * bins), 0, bins - 1).astype(np.int64)
-    labels = (persons.y > 0.5).astype(np.int64)
-    weights = _row_weights(persons.mask, plan.privacy.unit)
-    out = np.zeros(2 * bins, np.int64)
-    np.add.at(out, (labels * bins + at)[persons.mask], weights[persons.mask])
+    scores = _scores(workload, persons, arrays)
+    weights = _row_weights(persons.mask, plan.privacy.unit)[persons.mask]
+    out = np.zeros(plan.vector_length(Kind.EVALUATE, 0), np.int64)
+    if plan.evaluation.metric == "auc":
+        bins = len(out) // 2
+        low, high = workload.score_range
+        share = (_probabilities(scores) - low) / (high - low)
+        at = np.clip(np.floor(share * bins), 0, bins - 1).astype(np.int64)
+        labels = (persons.y > 0.5).astype(np.int64)
+        np.add.at(out, (labels * bins + at)[persons.mask], weights)
+        return out
+    good = _goodness(scores, persons.y, plan.evaluation)[persons.mask]
+    parts = np.floor(good * weights + 0.5).astype(np.int64)
+    out[:] = (weights - parts).sum(), parts.sum()
     return out
 
 
-def noisy_histogram(
+def noisy_counts(
     workload: Workload, data: PersonData, arrays: Arrays, plan: Plan, csprng: Csprng
 ) -> NDArray[np.int64]:
-    """:func:`score_histogram` of the held-out persons plus this site's share of noise, int64."""
-    histogram = score_histogram(workload, data.holdout, arrays, plan)
-    return histogram + discrete_gaussian(noise_share_stddev(plan), histogram.size, csprng)
+    """:func:`score_counts` of the held-out persons plus this site's share of noise, int64."""
+    counts = score_counts(workload, data.holdout, arrays, plan)
+    return counts + discrete_gaussian(noise_share_stddev(plan), counts.size, csprng)
 
 
-def exact_score(workload: Workload, persons: Persons, arrays: Arrays) -> float:
-    """Exact AUC over all rows, every person weighing the same. Not private: baselines only."""
+def exact_score(
+    workload: Workload, persons: Persons, arrays: Arrays, judged: EvaluationSection
+) -> float:
+    """The metric of ``[evaluation]`` over all rows, without bins or noise.
+
+    Every person weighs the same. Not private: baselines only.
+    """
     mask = persons.mask
     weights = (mask / np.maximum(mask.sum(axis=1, keepdims=True), 1))[mask]
-    scores = _probabilities(workload, persons, arrays)[mask]
-    return exact_auc(scores, persons.y[mask].astype(np.float64), weights)
+    scores = _scores(workload, persons, arrays)
+    if judged.metric == "auc":
+        return exact_auc(_probabilities(scores)[mask], persons.y[mask].astype(np.float64), weights)
+    good = float(np.average(_goodness(scores, persons.y, judged)[mask], weights=weights))
+    return good if judged.metric == "accuracy" else (1.0 - good) * (judged.error_bound or 1.0)
 
 
-def _probabilities(workload: Workload, persons: Persons, arrays: Arrays) -> NDArray[np.float64]:
-    """Predicted probability of label 1, float64[P, R]; 0 where the score is not a number."""
+def _scores(workload: Workload, persons: Persons, arrays: Arrays) -> torch.Tensor:
+    """What the model says, float64[P, R, ..]."""
     model = model_with(workload, arrays).eval()
+    x = torch.from_numpy(persons.x)
     with torch.no_grad():
-        scores = model(torch.from_numpy(persons.x)).double()
+        parts = [model(x[at : at + _AT_ONCE]).double() for at in range(0, max(len(x), 1), _AT_ONCE)]
+    return torch.cat(parts)
+
+
+def _probabilities(scores: torch.Tensor) -> NDArray[np.float64]:
+    """Predicted probability of label 1, float64[P, R]; 0 where the score is not a number."""
+    if scores.ndim != 2:
+        raise Refusal(
+            "metric-unsupported",
+            'metric "auc" needs one score per row, and this workload\'s model gives'
+            f" {tuple(scores.shape[2:])} of them; set evaluation.metric to another",
+        )
     out: NDArray[np.float64] = torch.nan_to_num(torch.sigmoid(scores), nan=0.0).numpy()
     return out
+
+
+def _goodness(
+    scores: torch.Tensor, y: NDArray[np.float32], judged: EvaluationSection
+) -> NDArray[np.float64]:
+    """How right each row is, from 0 to 1, float64[P, R]; a row of several targets has their mean.
+
+    A score that is not a number is wrong.
+    """
+    target = torch.from_numpy(y).double()
+    if judged.metric == "mse":
+        _fitting(scores.shape == target.shape, judged.metric, "one value per target")
+        error = (scores - target) ** 2 / (judged.error_bound or 1.0)
+        good = 1.0 - error.clamp(max=1.0)
+    elif scores.ndim == target.ndim + 1:
+        good = (scores.argmax(dim=-1) == target).double() * scores.isfinite().all(dim=-1)
+    else:
+        _fitting(scores.shape == target.shape, judged.metric, "one score per target or per class")
+        good = ((scores > 0) == (target > 0.5)).double() * scores.isfinite()
+    good = torch.nan_to_num(good, nan=0.0)
+    out: NDArray[np.float64] = (
+        good.flatten(2).mean(dim=2).numpy() if good.ndim > 2 else good.numpy()
+    )
+    return out
+
+
+def _fitting(fits: bool, metric: str, what: str) -> None:
+    if not fits:
+        raise Refusal(
+            "metric-unsupported",
+            f'metric "{metric}" needs {what}, which this workload\'s model does not'
+            " give; set evaluation.metric to another",
+        )
 
 
 def _row_weights(mask: NDArray[np.bool_], unit: str) -> NDArray[np.int64]:

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -25,6 +25,7 @@ from pydantic import (
 
 from fedflow.crypto.suites import SUITES
 from fedflow.errors import Refusal, Violation
+from fedflow.learning.metrics import MetricName
 from fedflow.learning.update_coding import UpdateCoding
 from fedflow.secagg.quantise import RING_BITS
 from fedflow.settings_file import load_toml
@@ -74,11 +75,41 @@ class CohortSection(_Section):
         return self
 
 
+class ParticipationSection(_Section):
+    """``[participation]``: which of the sites that are there a training round asks.
+
+    No privacy guarantee counts on it: see :mod:`fedflow.coordinator.selection`.
+    """
+
+    fraction: float = Field(
+        default=1.0, gt=0, le=1, description="of the roster, asked in each round; C in the papers"
+    )
+    selection: Literal["random", "availability", "budget"] = Field(
+        default="random",
+        description="all alike, the most reliable first, or those that paid for the fewest sums",
+    )
+    spare: int = Field(
+        default=0, ge=0, le=MAX_SITES, description="asked beyond cohort.minimum, in case some drop"
+    )
+    strata: tuple[Annotated[str, Field(pattern=r"^[a-z0-9*?-]{1,63}$")], ...] = Field(
+        default=(),
+        max_length=64,
+        description="patterns of site labels; each has a part of the places in proportion",
+    )
+
+
 class StrategySection(_Section):
     """``[strategy]``: how the sum of what sites send changes the global model."""
 
-    name: Literal["fedavg", "fedsgd"] = Field(
-        description="the mean of updates, or one step along the mean gradient"
+    name: Literal["fedavg", "fedsgd", "scaffold", "fedbuff"] = Field(
+        description="the mean of updates, one step along the mean gradient, the mean of updates"
+        " corrected by control variates, or of the first that are ready, however old"
+    )
+    buffer: int | None = Field(
+        default=None, ge=2, le=MAX_SITES, description="of fedbuff: updates in a sum"
+    )
+    max_staleness: int = Field(
+        default=20, ge=0, le=1_000, description="of fedbuff: rounds after which a site starts anew"
     )
     server_learning_rate: float = Field(
         gt=0, le=1_000, description="factor on the mean; 1 is plain averaging of updates"
@@ -87,8 +118,15 @@ class StrategySection(_Section):
         default="uniform",
         description="all sites weigh 1, or each the public weight its operator declares",
     )
-    server_optimizer: Literal["sgd", "adam"] = Field(
+    server_optimizer: Literal["sgd", "adam", "yogi", "adagrad"] = Field(
         default="sgd", description="what steps along the mean"
+    )
+    server_adaptivity: float = Field(
+        default=1e-3,
+        gt=0,
+        le=1,
+        description="of adam, yogi and adagrad: added to the root of the second moment;"
+        " the smaller, the more alike are the steps of all coordinates",
     )
     server_momentum: float = Field(
         default=0.0, ge=0, lt=1, description="of server_optimizer sgd; 0 switches it off"
@@ -109,6 +147,9 @@ class TrainingSection(_Section):
     )
     optimizer: Literal["sgd", "adam"] = Field(default="sgd", description="the site's optimiser")
     momentum: float = Field(default=0.0, ge=0, lt=1, description="of sgd; 0 switches it off")
+    proximal: float = Field(
+        default=0.0, ge=0, le=1_000, description="FedProx: pull towards the global model, its mu"
+    )
     max_physical_batch: int = Field(
         default=512, ge=1, le=65_536, description="units worked on at once; memory, not privacy"
     )
@@ -149,12 +190,41 @@ class PrivacySection(_Section):
 
 
 class EvaluationSection(_Section):
-    """``[evaluation]``: how often, and how precisely, the model is scored on held-out persons."""
+    """``[evaluation]``: how often, by what and how precisely the model is scored on held-out units.
+
+    :mod:`fedflow.learning.metrics` has the metrics.
+    """
 
     every: int = Field(ge=1, le=10_000, description="rounds between evaluations")
-    bins: int = Field(ge=2, le=1_000, description="score bins per class")
+    metric: MetricName = Field(default="auc", description="what the score is")
+    bins: int | None = Field(
+        default=None, ge=2, le=1_000, description='score bins per class; only metric "auc" has them'
+    )
+    error_bound: float | None = Field(
+        default=None,
+        gt=0,
+        le=1e12,
+        description='largest squared error that is told apart; only metric "mse" has it',
+    )
     noise_multiplier: float = Field(
         gt=0, le=1_000_000, description="noise of the opened sum divided by one person's weight"
+    )
+
+
+class StoppingSection(_Section):
+    """``[stopping]``: what ends a job before its last round; see `fedflow.coordinator.stopping`."""
+
+    max_seconds: float | None = Field(
+        default=None, gt=0, le=31_536_000, description="of the whole job, from its first order"
+    )
+    target: float | None = Field(
+        default=None, description="a score that is good enough, in the metric's own unit"
+    )
+    patience: int | None = Field(
+        default=None, ge=1, le=10_000, description="evaluations without a better score"
+    )
+    exhausted_sites: int | None = Field(
+        default=None, ge=0, le=MAX_SITES, description="most sites that may be without budget"
     )
 
 
@@ -194,10 +264,12 @@ class Plan(_Section):
 
     plan: PlanSection
     cohort: CohortSection
+    participation: ParticipationSection = ParticipationSection()
     strategy: StrategySection
     training: TrainingSection
     privacy: PrivacySection
     evaluation: EvaluationSection
+    stopping: StoppingSection = StoppingSection()
     secure_aggregation: SecureAggregationSection
     deadlines: DeadlinesSection
 
@@ -250,7 +322,7 @@ class Plan(_Section):
         clipping the one before it says whether the site's update was within the clipping norm.
         """
         if kind is Kind.EVALUATE:
-            return 2 * self.evaluation.bins
+            return 2 * (self.evaluation.bins or 1)
         return model_dimension + 1 + (self.privacy.clipping_quantile is not None)
 
     @property
@@ -264,6 +336,21 @@ class Plan(_Section):
     def last_round(self, kind: Kind) -> int:
         """The number of the last round of a kind. A plan without training scores in round 1."""
         return self.plan.rounds or int(kind is Kind.EVALUATE)
+
+    @property
+    def is_asynchronous(self) -> bool:
+        """Whether training rounds close at ``strategy.buffer`` sites, and sites train ahead."""
+        return self.strategy.name == "fedbuff"
+
+    @property
+    def weighting(self) -> Literal["uniform", "declared"]:
+        """Whether all weights in a sum are 1, or whatever each site says (under the masks)."""
+        return "declared" if self.is_asynchronous else self.strategy.weighting
+
+    @property
+    def keeps_at_sites(self) -> bool:
+        """Whether sites keep something from round to round (:mod:`fedflow.learning.site_state`)."""
+        return self.strategy.name == "scaffold"
 
     def is_evaluated(self, number: int) -> bool:
         """Whether the model is scored after round ``number`` (1 is the first); the last always."""
@@ -306,6 +393,11 @@ class Plan(_Section):
 def _misfits(plan: Plan) -> Iterator[str]:
     """Settings that make no sense together, each as a sentence."""
     privacy, training, strategy = plan.privacy, plan.training, plan.strategy
+    for name, metric in (("bins", "auc"), ("error_bound", "mse")):
+        wanted = plan.evaluation.metric == metric
+        if wanted != (getattr(plan.evaluation, name) is not None):
+            problem = "is missing for" if wanted else "is only for"
+            yield f'evaluation.{name} {problem} metric "{metric}"'
     mechanism = privacy.mechanism
     if (training.local_steps is None) == (training.local_epochs is None):
         yield "training needs either local_steps or local_epochs"
@@ -332,8 +424,27 @@ def _misfits(plan: Plan) -> Iterator[str]:
         ("training.momentum", training.optimizer, training.momentum),
         ("strategy.server_momentum", strategy.server_optimizer, strategy.server_momentum),
     ):
-        if optimizer == "adam" and momentum:
-            yield f"{name} belongs to sgd; adam has its own"
+        if optimizer != "sgd" and momentum:
+            yield f"{name} belongs to sgd; {optimizer} has its own"
+    if training.proximal and plan.local_steps == 1:
+        yield (
+            "training.proximal does nothing in a round of one step, which starts at the global"
+            " model; raise training.local_steps or leave it out"
+        )
+    if (strategy.buffer is not None) != plan.is_asynchronous:
+        yield 'strategy.buffer goes with strategy.name "fedbuff", and that needs it'
+    if plan.is_asynchronous:
+        if mechanism != "local":
+            yield 'with strategy.name "fedbuff" privacy.mechanism is "local"'
+        if (strategy.buffer or 0) < plan.cohort.minimum:
+            yield "strategy.buffer is at least cohort.minimum: each buffer is a sum of its own"
+        if plan.participation.fraction < 1:
+            yield 'with strategy.name "fedbuff" sites come when they are ready: no fraction'
+    if strategy.name == "scaffold":
+        if (training.optimizer, training.momentum) != ("sgd", 0.0):
+            yield 'strategy.name "scaffold" needs training.optimizer "sgd" without momentum'
+        if strategy.weighting != "uniform":
+            yield 'with strategy.name "scaffold" strategy.weighting is "uniform"'
 
 
 def load_plan(path: str | Path) -> Plan:

@@ -1,4 +1,4 @@
-"""What a summed score histogram means: its grid, the noise in it, the AUC that follows.
+"""What the sum of an evaluation means: its grid, the noise in it, the score that follows.
 
 Shares of noise are sized so that the honest sites of the smallest allowed sum together add the
 plan's: variance (noise_multiplier * GRID)^2 / (minimum - colluders) each. (Distributed discrete
@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedflow.errors import Misuse, Refusal
-from fedflow.learning.auc import binned_auc
+from fedflow.learning.metrics import METRICS
 from fedflow.learning.plan import Plan
 from fedflow.learning.summed_noise import SMALLEST_SHARE
+from fedflow.wire.messages import Kind
 
 #: Total weight of one unit, in grid steps: divisible by 1 to 6 rows. Adding or removing a unit
 #: changes the histogram by exactly this much in L1, hence at most this much in L2.
@@ -45,20 +46,16 @@ def noise_share_stddev(plan: Plan) -> float:
     return stddev
 
 
-def auc_from_histogram(total: NDArray[np.int64], plan: Plan, sites: int) -> tuple[float, float]:
-    """AUC and its standard error from noise alone, from a sum over ``sites`` sites.
+def score_of(total: NDArray[np.int64], plan: Plan, sites: int) -> tuple[float, float]:
+    """The plan's metric and its standard error from noise alone, from a sum over ``sites`` sites.
 
-    ``total`` int64[2 * bins]. The error is first order (each bin's noise variance through the
-    derivative of AUC); it says nothing of sampling error. (0.5, 0.5) when noise left no positive
-    weight in a class.
+    ``total`` int64[n] with the n of ``plan.vector_length``. The error is first order (each
+    coordinate's noise variance through the derivative of the score); it says nothing of sampling
+    error. Where noise left nothing to divide by, the score is that of knowing nothing.
     """
-    bins = plan.evaluation.bins
-    if total.shape != (2 * bins,) or sites < 1:
-        raise Misuse(f"expected a sum of {2 * bins} bins over at least one site")
-    negative, positive = total[:bins].astype(np.float64), total[bins:].astype(np.float64)
-    if negative.sum() <= 0 or positive.sum() <= 0:
-        return 0.5, 0.5
-    auc, by_positive, by_negative = binned_auc(positive, negative)
-    variance = noise_share_stddev(plan) ** 2 * sites
-    error = math.sqrt(variance * float(by_positive @ by_positive + by_negative @ by_negative))
-    return min(max(auc, 0.0), 1.0), min(error, 0.5)
+    if total.shape != (plan.vector_length(Kind.EVALUATE, 0),) or sites < 1:
+        raise Misuse(f"no score from a sum of shape {total.shape} over {sites} sites")
+    stddev = noise_share_stddev(plan) * math.sqrt(sites)
+    share, error = METRICS[plan.evaluation.metric].read(total.astype(np.float64), stddev)
+    unit = plan.evaluation.error_bound or 1.0
+    return share * unit, error * unit

@@ -7,8 +7,9 @@ first part, and a plan without such memory has a file of the model alone.
 
 ======================  =====  ================================================================
 ``~clipping_norm``      [1]    adaptive clipping: the norm that the next round clips to
-``~momentum``           [d]    momentum: the running step; Adam: the first moment
-``~second_moment``      [d]    Adam
+``~control``            [d]    SCAFFOLD: the mean of all sites' control variates
+``~momentum``           [d]    momentum: the running step; Adam and Yogi: the first moment
+``~second_moment``      [d]    Adam, Yogi, Adagrad
 ``~steps``              [1]    Adam: steps taken
 ======================  =====  ================================================================
 """
@@ -23,8 +24,9 @@ from fedflow.learning.model_file import Arrays, ModelSpec
 from fedflow.learning.plan import Plan
 
 MARK = "~"
-CLIPPING_NORM, MOMENTUM, SECOND_MOMENT, STEPS = (
+CLIPPING_NORM, CONTROL, MOMENTUM, SECOND_MOMENT, STEPS = (
     "~clipping_norm",
+    "~control",
     "~momentum",
     "~second_moment",
     "~steps",
@@ -36,10 +38,13 @@ def memory_sizes(plan: Plan, dimension: int) -> dict[str, int]:
     strategy, sizes = plan.strategy, {}
     if plan.privacy.clipping_quantile is not None:
         sizes[CLIPPING_NORM] = 1
-    if strategy.server_optimizer == "adam" or strategy.server_momentum > 0:
+    if strategy.name == "scaffold":
+        sizes[CONTROL] = dimension
+    if strategy.server_optimizer in ("adam", "yogi") or strategy.server_momentum > 0:
         sizes[MOMENTUM] = dimension
-    if strategy.server_optimizer == "adam":
+    if strategy.server_optimizer != "sgd":
         sizes[SECOND_MOMENT] = dimension
+    if strategy.server_optimizer == "adam":
         sizes[STEPS] = 1
     return sizes
 
@@ -61,11 +66,17 @@ def model_spec_of(spec: ModelSpec, plan: Plan) -> ModelSpec:
 
 
 def initial_state(model: Arrays, plan: Plan) -> Arrays:
-    """The first file's tensors: the model, and memory that is zero or the plan's clipping norm."""
+    """The first file's tensors: the model, and memory, which is zero but for two of its tensors.
+
+    The clipping norm is the plan's, and Yogi's and Adagrad's second moment starts at the square of
+    ``server_adaptivity`` (Reddi et al. 2021, Algorithm 2).
+    """
     spec = state_spec(ModelSpec.of(model), plan)
     state = spec.zeros() | dict(model)
     if CLIPPING_NORM in state:
         state[CLIPPING_NORM] = np.array([plan.privacy.clipping_norm], np.float32)
+    if plan.strategy.server_optimizer in ("yogi", "adagrad"):
+        state[SECOND_MOMENT] += np.float32(plan.strategy.server_adaptivity**2)
     return state
 
 

@@ -6,7 +6,13 @@ roots), in one order, so that the same inputs give the same bits everywhere.
 
 The mean over sites is the direction, whether it is of updates (FedAvg: McMahan et al., AISTATS
 2017) or of clipped gradients (FedSGD); the optimisers are those of Reddi et al., "Adaptive
-federated optimization" (ICLR 2021): SGD, with momentum or without, and Adam.
+federated optimization" (ICLR 2021), Algorithm 2: SGD, with momentum or without, Adam (FedAdam, here
+with bias correction), Yogi (FedYogi) and Adagrad (FedAdagrad, without first moment).
+
+SCAFFOLD (Karimireddy et al., ICML 2020) keeps a control variate c, the mean of the sites' c_i. With
+its option II a site that took K steps of size eta to the change u has c_i + dc_i with
+``dc_i = -c - u / (K eta)``, so what is to be summed of the control variates follows from the sum of
+the updates: it needs no coordinates of its own, and no noise of its own.
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ from fedflow.errors import Misuse, Violation
 from fedflow.learning.plan import Plan
 from fedflow.learning.server_state import (
     CLIPPING_NORM,
+    CONTROL,
     MOMENTUM,
     SECOND_MOMENT,
     STEPS,
@@ -26,7 +33,7 @@ from fedflow.learning.server_state import (
 from fedflow.learning.summed_noise import BIT_WEIGHT
 from fedflow.learning.update_coding import SPAN
 
-ADAM_BETA1, ADAM_BETA2, ADAM_EPSILON = 0.9, 0.99, 1e-8
+BETA1, BETA2 = 0.9, 0.99
 #: How fast an adaptive clipping norm moves towards its quantile.
 CLIPPING_RATE = 0.2
 
@@ -61,20 +68,21 @@ def next_model(
     coding = plan.coding(sites, value_range)
     out = vector.copy()
     memory = memory_views(out, plan, d)
-    steps = coding.weight_steps(total, count, plan.strategy.weighting)
+    steps = coding.weight_steps(total, count, plan.weighting)
     weight = np.float64(steps / coding.weights.limit)
     if CLIPPING_NORM in memory:
         bit = coding.decode_span(total, steps, d, d + 1, count)[0] / weight
         memory[CLIPPING_NORM][0] = _next_norm(plan, float(memory[CLIPPING_NORM][0]), float(bit))
     _count_step(memory)
     for at in range(0, d, span):
-        summed = coding.decode_span(total, steps, at, min(at + span, d), count)
-        _step(out[:d], memory, plan, summed / weight, at)
+        mean = coding.decode_span(total, steps, at, min(at + span, d), count) / weight
+        _step(out[:d], memory, plan, mean, at)
+        _move_control(memory, plan, mean, at, count / sites)
     return out
 
 
 def step_along(vector: NDArray[np.float32], mean: _Real, plan: Plan) -> NDArray[np.float32]:
-    """The next state, float32[D], for a mean over sites of exactly ``mean`` float64[d].
+    """The next state, float32[D], for a mean over all sites of exactly ``mean`` float64[d].
 
     What :func:`next_model` does once it has decoded the sum; for comparisons without sums.
     """
@@ -82,6 +90,7 @@ def step_along(vector: NDArray[np.float32], mean: _Real, plan: Plan) -> NDArray[
     memory = memory_views(out, plan, mean.size)
     _count_step(memory)
     _step(out[: mean.size], memory, plan, mean, 0)
+    _move_control(memory, plan, mean, 0, 1.0)
     return out
 
 
@@ -97,8 +106,24 @@ def _step(model: NDArray[np.float32], memory: _Memory, plan: Plan, mean: _Real, 
     with np.errstate(over="ignore", invalid="ignore"):
         direction = _direction(mean, plan, part, memory)
         model[at:end] = _moved(model[at:end], direction, plan.strategy.server_learning_rate)
-    if not all(np.isfinite(values).all() for values in part.values()):
-        raise Violation("not-finite-model", "the optimiser's memory is not finite")
+    _check_finite(*part.values())
+
+
+def _move_control(memory: _Memory, plan: Plan, mean: _Real, at: int, share: float) -> None:
+    """SCAFFOLD's c from ``at`` on, in place; ``share`` is that of the sites that took part."""
+    if CONTROL not in memory:
+        return
+    control = memory[CONTROL][at : at + mean.size]
+    path = np.float64(plan.local_steps * plan.training.learning_rate)
+    with np.errstate(over="ignore", invalid="ignore"):
+        before = control.astype(np.float64)
+        control[:] = before - np.float64(share) * (before + mean / path)
+    _check_finite(control)
+
+
+def _check_finite(*memory: NDArray[np.float32]) -> None:
+    if not all(np.isfinite(values).all() for values in memory):
+        raise Violation("not-finite-model", "the strategy's memory is not finite")
 
 
 def _moved(vector: NDArray[np.float32], direction: _Real, rate: float) -> NDArray[np.float32]:
@@ -110,20 +135,33 @@ def _moved(vector: NDArray[np.float32], direction: _Real, rate: float) -> NDArra
 
 def _direction(mean: _Real, plan: Plan, part: _Memory, memory: _Memory) -> _Real:
     """What the optimiser steps along; ``part`` are this span's views of the memory, updated."""
-    if plan.strategy.server_optimizer == "adam":
-        first = ADAM_BETA1 * part[MOMENTUM].astype(np.float64) + (1.0 - ADAM_BETA1) * mean
-        second = ADAM_BETA2 * part[SECOND_MOMENT].astype(np.float64)
-        second = second + (1.0 - ADAM_BETA2) * (mean * mean)
-        part[MOMENTUM][:], part[SECOND_MOMENT][:] = first, second
-        taken = int(memory[STEPS][0])
-        first = first / (1.0 - _power(ADAM_BETA1, taken))
-        second = second / (1.0 - _power(ADAM_BETA2, taken))
-        return np.asarray(first / (np.sqrt(second) + ADAM_EPSILON))
-    if MOMENTUM in part:
+    kind = plan.strategy.server_optimizer
+    if kind == "sgd":
+        if MOMENTUM not in part:
+            return mean
         moving = plan.strategy.server_momentum * part[MOMENTUM].astype(np.float64) + mean
         part[MOMENTUM][:] = moving
         return np.asarray(moving)
-    return mean
+    first, second = mean, _second_moment(kind, part[SECOND_MOMENT].astype(np.float64), mean)
+    part[SECOND_MOMENT][:] = second
+    if MOMENTUM in part:
+        first = BETA1 * part[MOMENTUM].astype(np.float64) + (1.0 - BETA1) * mean
+        part[MOMENTUM][:] = first
+    if kind == "adam":
+        taken = int(memory[STEPS][0])
+        first = first / (1.0 - _power(BETA1, taken))
+        second = second / (1.0 - _power(BETA2, taken))
+    return np.asarray(first / (np.sqrt(second) + plan.strategy.server_adaptivity))
+
+
+def _second_moment(kind: str, second: _Real, mean: _Real) -> _Real:
+    """Algorithm 2 of Reddi et al., lines 10 to 12."""
+    squared = mean * mean
+    if kind == "adagrad":
+        return second + squared
+    if kind == "yogi":
+        return second - (1.0 - BETA2) * squared * np.sign(second - squared)
+    return BETA2 * second + (1.0 - BETA2) * squared
 
 
 def _power(base: float, times: int) -> float:

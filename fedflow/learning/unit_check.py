@@ -10,8 +10,9 @@ come out of a step, and the clipped sum must be that of a loop over the units, o
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from opacus.validators import ModuleValidator
@@ -32,6 +33,19 @@ _usable: dict[tuple[object, ...], tuple[str, ...]] = {}
 
 #: What torch and Opacus raise for a model that one of their formulas does not know.
 _FOREIGN = (NotImplementedError, RuntimeError, ValueError, AttributeError, TypeError)
+
+
+class UnitShape(NamedTuple):
+    """The shape of one unit: R rows of F features, each with ``targets`` ([] for a single one)."""
+
+    rows: int
+    features: int
+    targets: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, x: torch.Tensor, y: torch.Tensor) -> UnitShape:
+        """Of batches ``x`` [B, R, F] and ``y`` [B, R, ..]."""
+        return cls(x.shape[1], x.shape[2], tuple(y.shape[2:]))
 
 
 class UnsuitableModel(Exception):
@@ -75,19 +89,18 @@ def _is_random(layer: torch.nn.Module) -> bool:
 def usable_methods(
     workload: Workload,
     model: torch.nn.Module,
-    rows: int,
-    features: int,
+    shape: UnitShape,
     trials: Mapping[Name, Trial],
 ) -> tuple[Name, ...]:
-    """Those of ``trials`` that give the right clipped sum for units of ``rows`` by ``features``.
+    """Those of ``trials`` that give the right clipped sum for units of ``shape``.
 
     Tried on synthetic units with a copy of the model, once per process and kind of model; takes
     about nine small backward passes. Refusal "mixes-examples", "random-layer" or "no-unit-gradient"
     when the model cannot be trained privately.
     """
-    kind = (type(workload), workload.name, repr(model), _shapes(model), rows, features, *trials)
+    kind = (type(workload), workload.name, repr(model), _shapes(model), shape, *trials)
     if kind not in _usable:
-        _usable[kind] = _try(workload, model, rows, features, trials)
+        _usable[kind] = _try(workload, model, shape, trials)
     return tuple(name for name in trials if name in _usable[kind])
 
 
@@ -99,11 +112,10 @@ def forget() -> None:
 def _try(
     workload: Workload,
     model: torch.nn.Module,
-    rows: int,
-    features: int,
+    shape: UnitShape,
     trials: Mapping[Name, Trial],
 ) -> tuple[str, ...]:
-    batch = _synthetic(rows, features)
+    batch = _synthetic(workload, shape)
     model = _moved(model)
     buffers = {name: b.clone() for name, b in model.named_buffers()}
     before = torch.get_rng_state()
@@ -150,15 +162,26 @@ def _try(
     return tuple(works)
 
 
-def _synthetic(rows: int, features: int) -> Batch:
-    """Units that differ in every row, with values in 0..1 and weights as of uneven padding."""
+def _synthetic(workload: Workload, shape: UnitShape) -> Batch:
+    """Units that differ in every row, with weights as of uneven padding.
+
+    Features are in 0..1, or in 0..vocabulary-1 where a workload's features are tokens.
+    """
+    rows, features, targets = shape.rows, shape.features, shape.targets
     x = torch.arange(_UNITS * rows * features, dtype=torch.float64).sin().abs().float()
-    y = torch.arange(_UNITS * rows) % 2
+    vocabulary = int(getattr(workload, "vocabulary", 0))
+    if vocabulary:
+        x = (x * vocabulary).floor().clamp(max=vocabulary - 1)
+    y = torch.arange(_UNITS * rows * math.prod(targets)) % 2
     weights = torch.full((_UNITS, rows), 1.0 / rows)
     if rows > 1:
         weights[0, -1] = 0.0
         weights[0, :-1] = 1.0 / (rows - 1)
-    return x.reshape(_UNITS, rows, features), y.reshape(_UNITS, rows).float(), weights
+    return (
+        x.reshape(_UNITS, rows, features),
+        y.reshape(_UNITS, rows, *targets).float(),
+        weights,
+    )
 
 
 def _moved(model: torch.nn.Module) -> torch.nn.Module:

@@ -111,7 +111,7 @@ def next_range(
         if d < 1:
             raise Misuse("the sum of a training round has an update and a weight")
         coding = plan.coding(sites, value_range)
-        weight = coding.weight_steps(total, count, plan.strategy.weighting)
+        weight = coding.weight_steps(total, count, plan.weighting)
         most = _largest(total[:d], coding.bits) / weight * value_range
         factor = (2.0 if d >= _MANY else 4.0) * (4.0 if plan.privacy.mechanism == "summed" else 1.0)
         wanted = _power_of_two(factor * math.sqrt(count) * most)

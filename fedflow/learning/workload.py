@@ -28,8 +28,9 @@ ENTRY_POINTS = "fedflow.workloads"
 class Persons:
     """P persons with up to R rows of F features each, padded.
 
-    ``x`` float32[P, R, F], ``y`` float32[P, R] (0 or 1), ``mask`` bool[P, R] (true for real rows,
-    at least one per person), ``ids`` the P person ids.
+    ``x`` float32[P, R, F], ``y`` float32[P, R] (0 or 1, a class or a value) or float32[P, R, ..]
+    with several targets per row, ``mask`` bool[P, R] (true for real rows, at least one per person),
+    ``ids`` the P person ids. Images and texts are F numbers too; the model gives them their shape.
     """
 
     x: NDArray[np.float32]
@@ -80,24 +81,29 @@ def units_of(persons: Persons, unit: str) -> Persons:
 
 @runtime_checkable
 class Workload(Protocol):
-    """Data, model and loss of one learning task with a 0/1 label. All attributes are public."""
+    """Data, model and loss of one learning task. All attributes are public."""
 
     name: str
     unit_column: str
     #: Persons a typical site has. Divides the noisy sum of gradients at every site alike, so that
     #: learning rates keep their usual scale and no site's size enters its update.
     reference_persons: int
-    #: Predicted probabilities between these two are told apart when a score histogram is made.
+    # Where features are tokens 0 to n - 1 a workload also has an int attribute ``vocabulary`` = n.
+    #: Predicted probabilities between these two are told apart by metric "auc".
     score_range: tuple[float, float]
 
     def build_model(self) -> torch.nn.Module:
-        """A new model with its public initial weights, the same everywhere: [.., F] to [..]."""
+        """A new model with its public initial weights, the same everywhere.
+
+        It takes float32[B, R, F] to one score per row or target, [B, R, ..], or with classes to
+        one per class, [B, R, .., K]. Nothing may mix rows of different persons.
+        """
 
     def load(self, path: str | Path) -> PersonData:
         """The site's data file; InputError when it is not usable, naming row and column."""
 
     def loss(self, scores: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Loss per row, of the shape of ``scores``."""
+        """Loss per row, [B, R], from the model's ``scores`` and ``y`` as in :class:`Persons`."""
 
 
 def find_workload(name: str) -> Workload:
@@ -115,9 +121,17 @@ def find_workload(name: str) -> Workload:
     return workload
 
 
+def trained_parameters(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+    """What is trained, by name, in the order of a model file; the rest never travels."""
+    return sorted((n, p) for n, p in model.named_parameters() if p.requires_grad)
+
+
 def initial_model(workload: Workload) -> Arrays:
-    """The public initial weights as float32 arrays, by parameter name."""
-    parameters = workload.build_model().named_parameters()
+    """The public initial weights of what is trained, as float32 arrays by parameter name.
+
+    What is frozen comes with the installed workload and does not travel.
+    """
+    parameters = trained_parameters(workload.build_model())
     return {name: p.detach().cpu().numpy().astype(np.float32) for name, p in parameters}
 
 
@@ -130,7 +144,7 @@ def model_with(workload: Workload, arrays: Arrays) -> torch.nn.Module:
     """The workload's model holding ``arrays`` (not sharing memory with them)."""
     model = workload.build_model()
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter in trained_parameters(model):
             parameter.copy_(torch.from_numpy(arrays[name]))
     return model
 

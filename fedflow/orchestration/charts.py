@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from fedflow.coordinator.records import RoundRecord
+from fedflow.learning.metrics import METRICS
 from fedflow.report.plots import ACCENT, GRID, INK, MUTED, SOFT, WARM
 
 _WIDTH, _LEFT, _RIGHT = 760, 56, 744
@@ -22,7 +23,7 @@ def rounds_chart(title: str, records: Sequence[RoundRecord], sites: int) -> str:
     last = max((r.number for r in shown), default=1)
     parts = [_text(_LEFT, 22, title, 15, INK, weight="600")]
     top = 40
-    if any(r.auc is not None for r in shown):
+    if any(r.score is not None for r in shown):
         parts += _scores(shown, last, top, 170)
         top += 170 + 46
     parts += _attendance(shown, last, sites, top, 80)
@@ -56,18 +57,20 @@ def thinned(records: Sequence[RoundRecord]) -> list[RoundRecord]:
     if len(records) <= _MOST_POINTS:
         return list(records)
     every = len(records) // _MOST_POINTS + 1
-    scored = [i for i, r in enumerate(records) if r.auc is not None]
+    scored = [i for i, r in enumerate(records) if r.score is not None]
     scored = scored[:: len(scored) // _MOST_POINTS + 1]
     keep = {*range(0, len(records), every), *scored, len(records) - 1}
     return [records[i] for i in sorted(keep)]
 
 
 def _scores(shown: list[RoundRecord], last: int, top: float, height: float) -> list[str]:
-    points = [(r.number, r.auc, r.auc_stderr or 0.0) for r in shown if r.auc is not None]
+    points = [(r.number, r.score, r.score_stderr or 0.0) for r in shown if r.score is not None]
+    metric = next(r.metric for r in shown if r.score is not None)
     low = min(score - 2 * error for _, score, error in points)
     high = max(score + 2 * error for _, score, error in points)
     room = max((high - low) * 0.06, 0.005)
-    low, high = max(0.0, low - room), min(1.0, high + room)
+    low = max(0.0, low - room)
+    high = high + room if metric == "mse" else min(1.0, high + room)
 
     def y(score: float) -> float:
         share = (min(max(score, low), high) - low) / ((high - low) or 1.0)
@@ -87,7 +90,7 @@ def _scores(shown: list[RoundRecord], last: int, top: float, height: float) -> l
         parts.append(
             f'<circle cx="{_x(number, last):.1f}" cy="{y(score):.1f}" r="3.5" fill="{ACCENT}"/>'
         )
-    note = "AUC, noised; bars: two standard errors of the privacy noise"
+    note = f"{METRICS[metric].label}, noised; bars: two standard errors of the privacy noise"
     return [*parts, _text(_LEFT, top + height + 18, note, 11, MUTED)]
 
 

@@ -59,8 +59,9 @@ async def announce_round(job: Job, record: RoundRecord) -> None:
         "absent": _some(record.absent),
         "refused": {site: code_of(record.refused[site]) for site in _some(record.refused)},
     }
-    if record.auc is not None:
-        payload |= {"auc": record.auc, "auc_stderr": record.auc_stderr}
+    if record.score is not None:
+        payload |= {"metric": record.metric, "score": record.score}
+        payload["score_stderr"] = record.score_stderr
     tell(ROUND_COMPLETED, job_resource(job.id), payload)
 
 

@@ -61,7 +61,7 @@ async def publish_rounds(live: LiveJob) -> None:
     if not records:
         return
     last = records[-1]
-    milestone = last.auc is not None or last.number == job.plan.plan.rounds
+    milestone = last.score is not None or last.number == job.plan.plan.rounds
     if milestone or round_tables.somebody_missing(last):
         _shown(live).rounds.offer(
             partial(_tables, job.id, last, list(records) if milestone else [])

@@ -27,7 +27,7 @@ def round_rows(records: Sequence[RoundRecord]) -> Rows:
             "dropped": _names(r.dropped),
             "refused": _reasons({site: why.split(":", 1)[0] for site, why in r.refused.items()}),
             "away": _names(r.absent),
-            "AUC (noised)": "" if r.auc is None else f"{r.auc:.3f} ± {r.auc_stderr or 0.0:.3f}",
+            "score (noised)": r.verdict,
             "seconds": round(r.seconds, 2),
             "training seconds": round(r.training_seconds, 2),
             "KB per site": round(sum(r.bytes.values()) / max(len(r.bytes), 1) / 1024, 1),
@@ -86,13 +86,13 @@ def summary(
     job: Job, records: Sequence[RoundRecord], model: str, state: str, reason: str, report: str
 ) -> str:
     """How a job ended, as Markdown."""
-    plan, last = job.plan, next((r for r in reversed(records) if r.auc is not None), None)
+    plan, last = job.plan, next((r for r in reversed(records) if r.verdict), None)
     facts = {
         "rounds": f"{len(records)} of {plan.plan.rounds}",
         "sites": f"{len(job.labels)}; a sum opens for at least {plan.cohort.minimum}",
         "last score": "not scored"
         if last is None
-        else f"AUC {words.auc(last.auc)} ± {words.auc(last.auc_stderr)} after round {last.number}"
+        else f"{last.verdict} after round {last.number}"
         " (a noised secure sum; ± is the privacy noise)",
         "model": f"`{model}`",
         "protects": f"a {plan.privacy.unit}, noise `{plan.privacy.mechanism}`,"

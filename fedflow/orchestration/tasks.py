@@ -160,15 +160,13 @@ async def evaluate(job: str, number: int, attempt: int = 1) -> State[Any]:
         result = await runner.collect()
     except Aborted as error:
         return Failed(name="Aborted", message=f"{error.code}: {error.message}")
-    auc, stderr = runner.score(result)
-    record = runner.records[-1]
-    record.auc, record.auc_stderr = auc, stderr
+    record = runner.score(result)
     if not runner.job.plan.plan.rounds:
         runner.fill(record, result)  # no training round did
-        return Completed(message=f"AUC {auc:.3f} ± {stderr:.3f} (privacy noise)")
+        return Completed(message=f"{record.verdict} (privacy noise)")
     for site, size in result.bytes_by_site.items():
         label = runner.job.labels[site]
         record.bytes[label] = record.bytes.get(label, 0) + size
     record.seconds += result.seconds
-    get_run_logger().info("round %d: AUC %.3f ± %.3f", number, auc, stderr)
-    return Completed(message=f"AUC {auc:.3f} ± {stderr:.3f} (privacy noise)")
+    get_run_logger().info("round %d: %s", number, record.verdict)
+    return Completed(message=f"{record.verdict} (privacy noise)")

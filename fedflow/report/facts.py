@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
+from fedflow.learning.metrics import METRICS, Metric
+
 
 class SiteFacts(TypedDict, total=False):
     """One site of the roster: its index, human label and key fingerprint."""
@@ -20,7 +22,7 @@ class SiteFacts(TypedDict, total=False):
 
 
 class RoundFacts(TypedDict, total=False):
-    """One round. ``seconds`` is wall time, ``bytes`` what each site sent; AUC if evaluated."""
+    """One round. ``seconds`` is wall time, ``bytes`` what each site sent; a score if any."""
 
     number: int
     sites: list[str]
@@ -30,8 +32,9 @@ class RoundFacts(TypedDict, total=False):
     refused: dict[str, str]
     seconds: float
     training_seconds: float
-    auc: float | None
-    auc_stderr: float | None
+    metric: str
+    score: float | None
+    score_stderr: float | None
     epsilon: dict[str, float]
     bytes: dict[str, int]
     aborted: bool
@@ -110,6 +113,11 @@ def section(facts: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """One section of the plan, empty when the plan or the section is absent."""
     value = (facts.get("plan") or {}).get(name)
     return value if isinstance(value, Mapping) else {}
+
+
+def metric(facts: Mapping[str, Any]) -> Metric:
+    """What the plan's scores are."""
+    return METRICS[section(facts, "evaluation").get("metric", "auc")]
 
 
 def labels(facts: Mapping[str, Any]) -> list[str]:

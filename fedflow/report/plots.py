@@ -11,7 +11,7 @@ from html import escape
 from typing import Any
 
 from fedflow.report import words
-from fedflow.report.facts import labels
+from fedflow.report.facts import labels, metric
 
 Figure = dict[str, Any]
 
@@ -46,7 +46,7 @@ def figures(facts: Mapping[str, Any]) -> dict[str, Figure]:
 
 def auc_by_round(facts: Mapping[str, Any]) -> Figure | None:
     """AUC of the global model by round, two standard errors of the added noise, and baselines."""
-    seen = [r for r in facts.get("rounds") or () if r.get("auc") is not None]
+    seen = [r for r in facts.get("rounds") or () if r.get("score") is not None]
     lines = [
         ("pooled, no privacy", facts.get("auc_pooled"), "dash", INK),
         ("federated, no privacy", facts.get("auc_federated_no_privacy"), "dashdot", "#009e73"),
@@ -56,7 +56,7 @@ def auc_by_round(facts: Mapping[str, Any]) -> Figure | None:
     if not seen and not present:
         return None
     xs = [r["number"] for r in seen]
-    errors = [2 * float(r.get("auc_stderr") or 0) for r in seen]
+    errors = [2 * float(r.get("score_stderr") or 0) for r in seen]
     numbers = [r["number"] for r in facts.get("rounds") or ()] or [1]
     low, high = min(numbers), max(numbers)
     data: list[dict[str, Any]] = []
@@ -78,7 +78,7 @@ def auc_by_round(facts: Mapping[str, Any]) -> Figure | None:
                 "type": "scatter",
                 "mode": "lines+markers",
                 "x": xs,
-                "y": [r["auc"] for r in seen],
+                "y": [r["score"] for r in seen],
                 "error_y": {
                     "type": "data",
                     "array": errors,
@@ -89,10 +89,10 @@ def auc_by_round(facts: Mapping[str, Any]) -> Figure | None:
                 "name": "global model, as measured through the noise",
                 "line": {"color": ACCENT, "width": 3},
                 "marker": {"size": 8, "color": ACCENT},
-                "hovertemplate": "round %{x}: AUC %{y:.3f}<extra></extra>",
+                "hovertemplate": "round %{x}: %{y:.3f}<extra></extra>",
             }
         )
-    made = layout("round", "AUC on held-out people")
+    made = layout("round", f"{metric(facts).label} on held-out people")
     made["xaxis"].update(whole_rounds(numbers))
     made["yaxis"]["tickformat"] = ".2f"
     made["height"] = TALL

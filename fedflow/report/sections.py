@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedflow.report import words
-from fedflow.report.facts import Summary, labels, section, summarise
+from fedflow.report.facts import Summary, labels, metric, section, summarise
 from fedflow.report.markup import Html, join, meter, pill, table, tag
 
 OK, CROSS, DOT = Html("✓"), Html("✗"), Html("–")
@@ -230,7 +230,7 @@ def rounds(facts: Mapping[str, Any]) -> Html:
     head = [
         ("Round", "n"),
         *((n, "c") for n in who),
-        ("AUC", "n"),
+        (metric(facts).label, "n"),
         ("Time", "n"),
         ("Training", "n"),
         ("Sent per site", "n"),
@@ -249,7 +249,7 @@ def rounds(facts: Mapping[str, Any]) -> Html:
             (
                 r.get("number", ""),
                 *(_presence(r, n) for n in who),
-                words.auc(r.get("auc")),
+                words.auc(r.get("score")),
                 words.seconds(r.get("seconds")),
                 words.seconds(r.get("training_seconds")),
                 words.size(sum(sent) / len(sent) if sent else None),

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedflow.report import words
-from fedflow.report.facts import labels, summarise
+from fedflow.report.facts import labels, metric, summarise
 
 
 def summary_tables(facts: Mapping[str, Any]) -> RenderableType:
@@ -84,7 +84,7 @@ def rounds_table(facts: Mapping[str, Any]) -> Table:
     for name in (
         "round",
         "sites",
-        "AUC",
+        metric(facts).label,
         "± noise",
         "seconds",
         "training",
@@ -101,8 +101,8 @@ def rounds_table(facts: Mapping[str, Any]) -> Table:
         table.add_row(
             str(r.get("number", "")),
             str(len(r.get("sites") or ())),
-            words.auc(r.get("auc")),
-            words.auc(r.get("auc_stderr")) if r.get("auc") is not None else words.MISSING,
+            words.auc(r.get("score")),
+            words.auc(r.get("score_stderr")) if r.get("score") is not None else words.MISSING,
             words.seconds(total),
             words.seconds(training),
             words.seconds(other),

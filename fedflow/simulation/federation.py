@@ -29,6 +29,7 @@ from fedflow.learning.server_state import (
     parameters,
     state_spec,
 )
+from fedflow.learning.site_state import after_round
 from fedflow.learning.strategy import next_model
 from fedflow.learning.value_range import initial_range, next_range
 from fedflow.learning.workload import PersonData, Workload, initial_model
@@ -86,6 +87,8 @@ class Federation:
         self.value_range = self.first_range
         self.rounds = 0
         self._attempt = self._sequence = 0
+        self._made: dict[int, NDArray[np.float32] | NDArray[np.int64]] = {}
+        self._own: list[Arrays | None] = [None] * len(sites)
         self._generators = [csprng.child(f"site {i}") for i in range(len(sites))]
         self._protocol = csprng.child("protocol")
         self._identities: list[Identity] = []
@@ -125,6 +128,7 @@ class Federation:
         """Make the next model from ``opened`` as every party does; Violation if it makes none."""
         count, sites = len(opened.survivors), len(self.sites)
         before, now = self.state, opened.value_range
+        self._keep(opened)
         after = next_model(before, opened.total, count, self.plan, now, sites=sites)
         self.value_range = next_range(
             self.plan,
@@ -138,6 +142,17 @@ class Federation:
         self.state = after
         self.rounds += 1
         self._attempt = 0
+
+    def _keep(self, opened: Opened) -> None:
+        """What every survivor keeps of its own (:mod:`fedflow.learning.site_state`)."""
+        if not self.plan.keeps_at_sites:
+            return
+        state = unflatten(self.state, self.spec)
+        for site in opened.survivors:
+            change = self._made[site][: self.dimension].astype(np.float64)
+            if self.plan.privacy.mechanism != "local":
+                change /= self.plan.coding(len(self.sites), opened.value_range).values.scale
+            self._own[site] = after_round(state, self._own[site], change, self.plan)
 
     def _order(self) -> Order:
         return Order(
@@ -165,7 +180,9 @@ class Federation:
             sites=len(self.sites),
             value_range=order.value_range,
             csprng=csprng,
+            own=self._own[site],
         )
+        self._made[site] = vector
         roster = SimpleNamespace(roster=range(len(self.sites)))
         # All that coding reads of a job: its plan, how many sites there are, and the site's weight.
         job = SimpleNamespace(plan=self.plan, manifest=roster, weight=1.0)

@@ -9,48 +9,35 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy.typing as npt
 
 from fedflow.anchors import Anchors
 from fedflow.crypto.csprng import Csprng
 from fedflow.crypto.identity import Identity
+from fedflow.errors import Violation
 from fedflow.exchange import Exchange, layout
 from fedflow.history import Missing
 from fedflow.privacy.ledger import Ledger, SqliteFacts
 from fedflow.secagg.client import SecAggClient
 from fedflow.secagg.context import RoundContext
 from fedflow.site.admission import Admitted
+from fedflow.site.ahead import Ahead
 from fedflow.site.anchoring import Anchoring
 from fedflow.site.following import Following
+from fedflow.site.kept import Kept
 from fedflow.site.mailbox import OVER_SECONDS, Missed, fetch, in_thread, is_there, send
 from fedflow.site.release import make_release
 from fedflow.site.spool import Spool
+from fedflow.site.work import Trainer, Work
 from fedflow.wire.messages import Kind, Order
 
 __all__ = ["Missed", "Progress", "SiteServices", "Trainer", "take_part"]
 
 Progress = Callable[[int, str], Awaitable[None]]
-
-
-class Trainer(Protocol):
-    """Whatever trains and evaluates: a process of its own in a real site."""
-
-    async def run(
-        self,
-        task: str,
-        *,
-        workload: str,
-        data: Path,
-        plan: bytes,
-        model: bytes = b"",
-        sites: int = 0,
-        value_range: float = 0.0,
-    ) -> npt.NDArray[Any]:
-        """The vector of ``train`` or ``evaluate``, float32 or int64; none of ``check``."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +57,11 @@ class SiteServices:
     def spool(self) -> Path:
         """Where releases wait until they have left."""
         return self.folder / "spool"
+
+    @property
+    def kept(self) -> Path:
+        """What strategies keep at the site from round to round."""
+        return self.folder / "kept"
 
     @property
     def history(self) -> Path:
@@ -149,32 +141,44 @@ async def take_part(
     following: Following,
     *,
     vouches: bool,
+    ahead: Ahead,
 ) -> None:
     """Carry out one admitted order. Raises Missed, Refusal, Violation or TrainingFailed.
 
-    ``vouches`` is what ``following`` said of the order's model.
+    ``vouches`` is what ``following`` said of the order's model. In an asynchronous job ``ahead``
+    trains from one order to another, and the site comes only when it is done.
     """
     legs = _Legs(services, job, order)
     client = _client(services, job, order, vouches)
-    training = await _start_training(services, job, order, data, following)
+    kept = Kept(services.kept, job)
+    work = Work(
+        services.trainer,
+        job,
+        order,
+        data=data,
+        model=await _model(services, order, following),
+        kept=kept,
+        ahead=ahead,
+    )
     try:
+        if work.comes_late:
+            await legs.trained(work.vector)
         await legs.up("advert", client.advertise())
         await progress(order.round, "training")
-        roster = await legs.down("roster")
-        shares = client.on_roster(roster)
+        shares = _shares(client, await legs.down("roster"), work)
         if not vouches:
             following.adopt(order)
         await legs.up("shares", shares)
         client.on_delivery(await legs.down("delivery", job.index))
-        vector = await legs.trained(training)
+        vector = await legs.trained(work.vector)
     finally:
-        if not training.done():
-            training.cancel()
-        await asyncio.gather(training, return_exceptions=True)
+        await work.stop()
 
     if await legs.over():
         raise Missed("masked")  # before anything is charged for it
-    spool, header = make_release(services.spool, services.ledger, job, order, client, vector)
+    weighed = replace(job, weight=job.weight * work.weight)
+    spool, header = make_release(services.spool, services.ledger, weighed, order, client, vector)
+    after = work.released(vector)
     del vector
     try:
         services.anchoring(job).position()  # remembers that the entry was made
@@ -184,6 +188,7 @@ async def take_part(
         await legs.up("signed", client.on_survivors(survivors))
         await legs.up("unmask", client.on_consistency(await legs.down("consistency")))
         services.ledger.settle(client.context, len(client.survivors))
+        kept.write(after)
     except (Exception, asyncio.CancelledError):
         spool.remove()
         raise
@@ -204,21 +209,13 @@ async def _model(services: SiteServices, order: Order, following: Following) -> 
             await asyncio.sleep(max(services.poll_seconds, 0.2))
 
 
-async def _start_training(
-    services: SiteServices, job: Admitted, order: Order, data: Path, following: Following
-) -> asyncio.Future[npt.NDArray[Any]]:
-    model = await _model(services, order, following)
-    return asyncio.ensure_future(
-        services.trainer.run(
-            Kind(order.kind).word,
-            workload=job.plan.plan.workload,
-            data=data,
-            plan=job.manifest.plan,
-            model=model,
-            sites=len(job.manifest.roster),
-            value_range=order.value_range,
-        )
-    )
+def _shares(client: SecAggClient, roster: bytes, work: Work) -> bytes:
+    try:
+        return client.on_roster(roster)
+    except Violation as error:
+        if work.comes_late and error.code == "left-out":
+            raise Missed("roster") from None  # the buffer was full: in the next one, then
+        raise
 
 
 def _client(services: SiteServices, job: Admitted, order: Order, vouches: bool) -> SecAggClient:

@@ -19,6 +19,7 @@ from fedflow.exchange import base, layout
 from fedflow.orders import newest_order
 from fedflow.secagg.positions import ROLLBACK, RolledBack
 from fedflow.site.admission import Admitted, admit_manifest, admit_order, peek_order
+from fedflow.site.ahead import Ahead
 from fedflow.site.budget import commit_plans, open_accounts
 from fedflow.site.config import SiteFolder
 from fedflow.site.following import Following
@@ -74,6 +75,7 @@ class Session:
         self._progress = progress
         # Claims of this start carry it: an order claimed by an earlier start reads as a replay.
         self._start = secrets.token_bytes(32)
+        self._ahead = Ahead()
 
     async def run(self) -> SessionEnd:
         """Take part until the job ends; never raises but for cancellation."""
@@ -100,6 +102,8 @@ class Session:
             code, reason = public_reason(error)
             outcome = "refused" if isinstance(error, Refusal | Violation) else "error"
             return SessionEnd(outcome, code, reason)
+        finally:
+            self._ahead.cancel()
 
     async def _admit(self) -> Admitted:
         services = self._services
@@ -172,6 +176,10 @@ class Session:
                 vouches = await aside(self._services.exchange, following.prepare(order))
                 slot = labelled_hash("slot", job.digest + sequence.to_bytes(4, "big"))
                 self._services.facts.claim("order", slot, order.digest() + self._start)
+                if not order.invites(job.index):
+                    log.info("order %d is for others", sequence)
+                    sequence += 1
+                    continue
                 await self._progress(order.round, "admitted")
                 await take_part(
                     self._services,
@@ -181,6 +189,7 @@ class Session:
                     self._progress,
                     following,
                     vouches=vouches,
+                    ahead=self._ahead,
                 )
             except asyncio.CancelledError:
                 with contextlib.suppress(TimeoutError):

@@ -6,7 +6,8 @@ leak ends with the request. The daemon talks to it over its standard input and o
 :func:`read_frame`); nothing is unpickled.
 
 Request header: ``task`` (check, train, evaluate), ``workload``, ``data`` (path), ``plan``
-(canonical JSON), ``sites`` and ``value_range`` of the round. The payload is the model file. Reply
+(canonical JSON), ``sites`` and ``value_range`` of the round, ``own``. The payload is the model file
+and after it, in the last ``own`` bytes, what the site kept. Reply
 header: ``ok``, then ``code`` and ``message`` (for this site's own log only), the payload being the
 vector of :func:`fedflow.learning.contribution.contribution`. The task ``forget`` has no reply: the
 data are let go of.
@@ -88,7 +89,7 @@ def load(workload: str, path: str) -> tuple[Workload, PersonData]:
 
 def perform(
     request: dict[str, Any],
-    model: bytes,
+    payload: bytes,
     loaded: tuple[Workload, PersonData] | None = None,
 ) -> npt.NDArray[Any]:
     """Carry out one request in this process and return its vector (empty for ``check``)."""
@@ -98,6 +99,7 @@ def perform(
     from fedflow.learning.model_file import decode_model
     from fedflow.learning.plan import Plan
     from fedflow.learning.server_state import state_spec
+    from fedflow.learning.site_state import site_spec
     from fedflow.learning.workload import model_spec
     from fedflow.wire.messages import Kind
 
@@ -110,15 +112,18 @@ def perform(
     kinds = {kind.word: kind for kind in Kind}
     if request["task"] not in kinds:
         raise Misuse(f"unknown task {request['task']!r}")
+    spec, end = model_spec(workload), len(payload) - int(request.get("own", 0))
+    kept = site_spec(spec, plan)
     return contribution(
         workload,
         data,
-        decode_model(model, state_spec(model_spec(workload), plan)),
+        decode_model(payload[:end], state_spec(spec, plan)),
         plan,
         kinds[request["task"]],
         sites=int(request["sites"]),
         value_range=float(request["value_range"]),
         csprng=Csprng.from_os(),
+        own=decode_model(payload[end:], kept) if kept and end < len(payload) else None,
     )
 
 

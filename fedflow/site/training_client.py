@@ -97,6 +97,7 @@ class TrainingClient:
         data: Path,
         plan: bytes,
         model: bytes = b"",
+        own: bytes = b"",
         sites: int = 0,
         value_range: float = 0.0,
     ) -> npt.NDArray[Any]:
@@ -112,12 +113,13 @@ class TrainingClient:
             "plan": plan.decode(),
             "sites": sites,
             "value_range": value_range,
+            "own": len(own),
         }
         async with self._busy:
-            answer, payload = await self._answered(header, model)
+            answer, payload = await self._answered(header, model + own)
             if answer.get("code") == _DIED:
                 del payload
-                answer, payload = await self._answered(header, model)
+                answer, payload = await self._answered(header, model + own)
         del model
         if answer.get("ok") is True:
             dtype = _DTYPES.get(str(answer.get("dtype")))

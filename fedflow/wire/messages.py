@@ -125,6 +125,7 @@ class Order(Message, type_id=4):
 
     ``deadline`` is in milliseconds since the epoch; ``previous`` the hash of the transcript it
     builds on (zeros for none); ``model`` and ``value_range`` are what that history produces.
+    ``invited`` are the roster indices of the sites that are asked, ascending; none for all.
     """
 
     SEAL: ClassVar[str] = "order"
@@ -139,15 +140,22 @@ class Order(Message, type_id=4):
     value_range: F64
     dimension: U32
     deadline: U64
+    invited: Annotated[tuple[int, ...], ListOf(UInt(2), MAX_SITES)] = ()
 
     def check(self) -> None:
-        """The kind is a known one; counting starts at one."""
+        """The kind is a known one; counting starts at one; who is invited is so once."""
+        if list(self.invited) != sorted(set(self.invited)):
+            raise Violation("not-ascending", "the invited sites are not distinct and ascending")
         if self.kind not in (Kind.TRAIN, Kind.EVALUATE):
             raise Violation("bad-order", "the order is for an unknown kind of round")
         if self.sequence < 1 or self.round < 1 or self.attempt < 1 or self.dimension < 1:
             raise Violation("bad-order", "sequence, round, attempt and dimension start at 1")
         if not self.value_range > 0.0:
             raise Violation("bad-order", "the range of values is not above zero")
+
+    def invites(self, site: int) -> bool:
+        """Whether the site with this roster index is asked."""
+        return not self.invited or site in self.invited
 
     def digest(self) -> bytes:
         """The hash that names this order."""

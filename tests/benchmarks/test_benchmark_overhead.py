@@ -81,7 +81,7 @@ async def test_sites_that_share_a_process_take_part_in_every_round(tmp_path):
     assert all(len(record.sites) == 4 for record in runner.records)
     walls, _ = read_events_of(runner, federation)
     assert len(walls) == 2
-    assert runner.records[-1].auc is not None
+    assert runner.records[-1].score is not None
     assert plan_of(4).secure_aggregation == federation.plan.secure_aggregation
 
 

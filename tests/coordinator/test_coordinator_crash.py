@@ -135,7 +135,7 @@ async def test_power_lost_before_any_step_costs_an_open_sum_at_most(room, monkey
     await check(room, runner)
     assert orders(room) == 3 + ordered_again(cut)
     assert all(len(site.charges()) <= orders(room) for site in room.sites.values())
-    assert runner.records[-1].auc is not None
+    assert runner.records[-1].score is not None
     # what died with the process is said to be missing
     assert runner.records[0].rebuilt == (SUM <= cut < SUM + 2)
 

@@ -42,7 +42,7 @@ async def test_one_site_vanishing_in_any_leg_costs_the_round_nothing(
     assert record.dropped == ([] if survives else ["beta"])
     assert record.recovered == (["beta"] if recovered else [])
     assert not record.aborted
-    assert record.auc is not None  # the evaluation ran without it too
+    assert record.score is not None  # the evaluation ran without it too
     ends = await fast.ends()
     assert isinstance(ends["beta"], PowerCut)
     assert {ends[label].outcome for label in others} == {"completed"}

@@ -22,8 +22,8 @@ async def test_a_full_job_completes_and_its_model_is_the_mean_of_the_updates(roo
     assert {(e.outcome, e.code) for e in ends.values()} == {("completed", "completed")}
     assert [r.number for r in runner.records] == [1, 2]
     assert all(len(r.sites) == 4 and not r.dropped and not r.refused for r in runner.records)
-    assert runner.records[0].auc is None
-    assert 0.0 <= runner.records[1].auc <= 1.0
+    assert runner.records[0].score is None
+    assert 0.0 <= runner.records[1].score <= 1.0
     model = decode_model(room.exchange.get(layout.blob(JOB, runner.model_digest)), room.spec)
     updates = [[v for v in s.trainer.given if v.dtype == np.float32] for s in room.sites.values()]
     wanted = sum(np.mean([u[r] for u in updates], axis=0) for r in range(2))

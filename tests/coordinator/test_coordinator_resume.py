@@ -45,7 +45,7 @@ async def test_a_fresh_disk_rebuilds_the_whole_job(room):
     assert [(r.number, r.sites, r.rebuilt) for r in runner.records] == [
         (r.number, r.sites, True) for r in done.records
     ]
-    assert runner.records[-1].auc == done.records[-1].auc
+    assert runner.records[-1].score == done.records[-1].score
     assert runner.to_evaluate is None
     assert room.exchange.objects == before
     again = room.runner()  # its checkpoint says the same, and there is nothing more to take

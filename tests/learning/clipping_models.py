@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedflow.learning.workload import trained_parameters
+
 ROWS, FEATURES = 3, 36
 
 
@@ -136,13 +138,12 @@ def oracle(task, model, batch, norm):
     exact = task.build_model()
     exact.load_state_dict(model.state_dict())
     exact.double()
-    named = sorted(exact.named_parameters())
+    named = trained_parameters(exact)
     terms = []
     for x, y, weights in zip(*(t.double() for t in batch), strict=True):
         real = weights > 0
         losses = task.loss(exact(x[real][None]), y[real][None])
-        trained = [p for _, p in named if p.requires_grad]
-        found = dict(zip(trained, torch.autograd.grad(losses.mean(), trained), strict=True))
-        flat = torch.cat([found.get(p, torch.zeros_like(p)).flatten() for _, p in named])
+        gradients = torch.autograd.grad(losses.mean(), [p for _, p in named])
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
         terms.append(flat * min(1.0, norm / float(flat.norm())))
     return torch.stack(terms).sum(dim=0), torch.stack(terms)

@@ -11,7 +11,7 @@ from plans import SITE, SUMMED
 from fedflow.crypto.csprng import Csprng
 from fedflow.learning import contribution as module
 from fedflow.learning.contribution import clipped_update, contribution, summed_gradient
-from fedflow.learning.evaluation import score_histogram
+from fedflow.learning.evaluation import score_counts
 from fedflow.learning.model_file import flatten
 from fedflow.learning.scoring import GRID, SITE_GRID
 from fedflow.learning.server_state import initial_state
@@ -188,7 +188,7 @@ def test_a_training_that_diverged_is_not_told():
 def test_one_unit_weighs_the_same_in_an_evaluation(unit, fields, weight):
     plan = plan_with(**{**fields, "privacy__unit": unit})
     arrays, holdout = flat(plan), DATA.holdout
-    whole = score_histogram(Task(), holdout, arrays, plan)
+    whole = score_counts(Task(), holdout, arrays, plan)
     assert (whole >= 0).all()
     if unit == "site":
         assert whole.sum() == SITE_GRID
@@ -196,5 +196,5 @@ def test_one_unit_weighs_the_same_in_an_evaluation(unit, fields, weight):
     units = holdout.mask.sum() if unit == "record" else len(holdout)
     assert whole.sum() == weight * units
     fewer = Persons(holdout.x[1:], holdout.y[1:], holdout.mask[1:], holdout.ids[1:])
-    moved = np.abs(whole - score_histogram(Task(), fewer, arrays, plan)).sum()
+    moved = np.abs(whole - score_counts(Task(), fewer, arrays, plan)).sum()
     assert moved == weight * (holdout.mask[0].sum() if unit == "record" else 1)

@@ -11,9 +11,9 @@ from fedflow.crypto.csprng import Csprng
 from fedflow.errors import Misuse, Refusal
 from fedflow.learning import baselines, randhie
 from fedflow.learning.auc import binned_auc, exact_auc
-from fedflow.learning.evaluation import exact_score, noisy_histogram, score_histogram
+from fedflow.learning.evaluation import exact_score, noisy_counts, score_counts
 from fedflow.learning.randhie import workload
-from fedflow.learning.scoring import GRID, auc_from_histogram, noise_share_stddev
+from fedflow.learning.scoring import GRID, noise_share_stddev, score_of
 from fedflow.learning.workload import Persons, initial_model
 
 
@@ -51,14 +51,14 @@ def test_auc_derivatives(seed):
 
 def test_every_person_weighs_exactly_one_grid_unit_total(data):
     plan = plan_with()
-    total = score_histogram(workload, data.train, model(), plan)
+    total = score_counts(workload, data.train, model(), plan)
     assert total.dtype == np.int64
     assert total.shape == (20,)
     assert total.sum() == GRID * len(data.train)
     for person in range(len(data.train)):
         p = data.train
         one = Persons(p.x[[person]], p.y[[person]], p.mask[[person]], (p.ids[person],))
-        alone = score_histogram(workload, one, model(), plan)
+        alone = score_counts(workload, one, model(), plan)
         assert (alone >= 0).all()
         assert alone.sum() == GRID
         assert np.linalg.norm(alone) <= GRID
@@ -68,18 +68,18 @@ def test_weights_are_exact_for_row_counts_that_do_not_divide_the_grid():
     persons = Persons(
         np.zeros((1, 7, 35), "f4"), np.zeros((1, 7), "f4"), np.ones((1, 7), bool), ("a",)
     )
-    assert score_histogram(workload, persons, model(), plan_with()).sum() == GRID
+    assert score_counts(workload, persons, model(), plan_with()).sum() == GRID
 
 
 def test_histogram_auc_approaches_the_exact_one(tmp_path):
     data = workload.load(write_csv(tmp_path / "s.csv", site_rows(persons=400)))
     arrays = model()
     arrays["linear.weight"][0, list(randhie.NUMERIC).index("female")] = 2.0
-    exact = exact_score(workload, data.train, arrays)
+    exact = exact_score(workload, data.train, arrays, plan_with().evaluation)
     gaps = []
     for bins in (4, 1000):
         plan = plan_with(evaluation__bins=bins)
-        binned = auc_from_histogram(score_histogram(workload, data.train, arrays, plan), plan, 1)
+        binned = score_of(score_counts(workload, data.train, arrays, plan), plan, 1)
         gaps.append(abs(binned[0] - exact))
     assert gaps[1] < 0.02
     assert exact > 0.6
@@ -87,14 +87,14 @@ def test_histogram_auc_approaches_the_exact_one(tmp_path):
 
 def test_a_model_of_huge_weights_still_gives_a_histogram(data):
     arrays = model(scale=3e37)
-    total = score_histogram(workload, data.holdout, arrays, plan_with())
+    total = score_counts(workload, data.holdout, arrays, plan_with())
     assert total.sum() == GRID * len(data.holdout)
 
 
 def test_shares_of_the_fewest_honest_sites_reach_the_planned_noise(data, csprng):
     plan = plan_with(evaluation__bins=1000, cohort__minimum=5, cohort__colluders=2)
-    quiet = score_histogram(workload, data.holdout, model(), plan)
-    noise = sum(noisy_histogram(workload, data, model(), plan, csprng) - quiet for _ in range(3))
+    quiet = score_counts(workload, data.holdout, model(), plan)
+    noise = sum(noisy_counts(workload, data, model(), plan, csprng) - quiet for _ in range(3))
     assert noise.dtype == np.int64
     assert noise.std() == pytest.approx(4.0 * GRID, rel=0.08)
 
@@ -108,13 +108,13 @@ def test_too_little_noise_for_the_grid_is_refused():
 def test_standard_error_is_what_noise_does(tmp_path, csprng):
     data = workload.load(write_csv(tmp_path / "s.csv", site_rows(persons=3000)))
     plan = plan_with(evaluation__noise_multiplier=2.0)
-    quiet = score_histogram(workload, data.train, model(), plan)
+    quiet = score_counts(workload, data.train, model(), plan)
     share = noise_share_stddev(plan)
     rng = np.random.default_rng(0)
     aucs, errors = [], []
     for _ in range(400):
         noise = np.rint(rng.normal(0, share * np.sqrt(6), 20)).astype(np.int64)
-        auc, error = auc_from_histogram(quiet + noise, plan, 6)
+        auc, error = score_of(quiet + noise, plan, 6)
         aucs.append(auc)
         errors.append(error)
     assert np.std(aucs) == pytest.approx(np.mean(errors), rel=0.15)
@@ -123,9 +123,9 @@ def test_standard_error_is_what_noise_does(tmp_path, csprng):
 def test_noise_that_drowns_a_class_says_nothing_was_learned():
     plan = plan_with()
     total = np.r_[np.full(10, -5), np.full(10, 7)].astype(np.int64)
-    assert auc_from_histogram(total, plan, 6) == (0.5, 0.5)
+    assert score_of(total, plan, 6) == (0.5, 0.5)
     with pytest.raises(Misuse):
-        auc_from_histogram(total[:-1], plan, 6)
+        score_of(total[:-1], plan, 6)
 
 
 # ---- the server's step

@@ -195,18 +195,30 @@ def test_canonical_round_trip(rounds, noise, rate, name):
     assert again.digest() == plan.digest()
 
 
+SCORE = ("metric", "bins", "error_bound")
+PRIVACY = ("unit", "mechanism", "clipping_quantile")
+
+
 def test_every_field_changes_the_digest():
     base = plan_with()
     seen = {base.digest()}
     changes = 0
     for section, fields in base.model_dump().items():
         for field, value in fields.items():
-            if field in ("unit", "mechanism", "clipping_quantile", "local_epochs"):
+            if field in (
+                "unit",
+                "mechanism",
+                "clipping_quantile",
+                "local_epochs",
+                "buffer",
+                *SCORE,
+            ):
                 continue  # they go together with others: below
             if (section, field) == ("strategy", "name"):
                 continue
-            new = value + "x" if isinstance(value, str) else value / 2
-            new = value + 1 if isinstance(value, int) else new
+            new = value + 1 if isinstance(value, int) else value
+            new = value / 2 if isinstance(value, float) else new
+            new = value + "x" if isinstance(value, str) else new
             new = {
                 "momentum": 0.5,
                 "bits": 31,
@@ -215,12 +227,28 @@ def test_every_field_changes_the_digest():
                 "optimizer": "adam",
                 "server_optimizer": "adam",
                 "server_momentum": 0.5,
+                "proximal": 0.5,
+                "selection": "budget",
+                "strata": ("north-*",),
+                "max_seconds": 60.0,
+                "target": 0.5,
+                "patience": 3,
+                "exhausted_sites": 1,
             }.get(field, new)
             seen.add(plan_with(**{f"{section}__{field}": new}).digest())
             changes += 1
     together = (
         {"training__local_steps": None, "training__local_epochs": 1},
         {"privacy__unit": "record"},
+        {"strategy__name": "scaffold"},
+        {"strategy__name": "fedbuff", "strategy__buffer": 5},
+        {"evaluation__bins": 5},
+        {"evaluation__metric": "accuracy", "evaluation__bins": None},
+        {
+            "evaluation__metric": "mse",
+            "evaluation__bins": None,
+            "evaluation__error_bound": 2.0,
+        },
         {"privacy__mechanism": "site", "privacy__unit": "site"},
         {"privacy__mechanism": "site", "privacy__unit": "site", "privacy__clipping_quantile": 0.5},
         SUMMED,
@@ -233,6 +261,17 @@ def test_every_field_changes_the_digest():
     ("fields", "words"),
     [
         ({"training__local_steps": None}, "either local_steps or local_epochs"),
+        ({"evaluation__bins": None}, 'bins is missing for metric "auc"'),
+        ({"evaluation__metric": "accuracy"}, 'bins is only for metric "auc"'),
+        ({"evaluation__error_bound": 1.0}, 'error_bound is only for metric "mse"'),
+        ({"training__local_steps": 1, "training__proximal": 0.1}, "does nothing in a round of one"),
+        ({"strategy__name": "scaffold", "training__momentum": 0.9}, 'sgd" without momentum'),
+        ({"strategy__name": "scaffold", "training__optimizer": "adam"}, 'sgd" without momentum'),
+        ({"strategy__name": "scaffold", "strategy__weighting": "declared"}, 'is "uniform"'),
+        (
+            {"strategy__server_optimizer": "yogi", "strategy__server_momentum": 0.5},
+            "yogi has its own",
+        ),
         ({"training__local_epochs": 2}, "either local_steps or local_epochs"),
         (
             {

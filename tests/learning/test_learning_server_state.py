@@ -31,7 +31,18 @@ MODEL = {
     "b.weight": np.arange(20, dtype=np.float32).reshape(4, 5) / 10,
     "a": np.array([3.0, -1.0, 0.5], np.float32),
 }
-ADAM = {"strategy__server_optimizer": "adam", "strategy__server_learning_rate": 0.05}
+ADAM = {
+    "strategy__server_optimizer": "adam",
+    "strategy__server_learning_rate": 0.05,
+    "strategy__server_adaptivity": 1e-8,
+}
+YOGI = {
+    "strategy__server_optimizer": "yogi",
+    "strategy__server_learning_rate": 0.05,
+    "strategy__server_adaptivity": 0.125,
+}
+ADAGRAD = {**YOGI, "strategy__server_optimizer": "adagrad"}
+SCAFFOLD = {"strategy__name": "scaffold", "training__local_steps": 4}
 MOVING = {"strategy__server_momentum": 0.9, "strategy__server_learning_rate": 0.3}
 ADAPTIVE = {**SITE, "privacy__clipping_quantile": 0.5}
 
@@ -74,9 +85,36 @@ def test_every_server_optimiser_steps_as_torch_does(fields, make):
     np.testing.assert_allclose(ours[:D], weights.detach().numpy(), atol=2e-6)
 
 
-@pytest.mark.parametrize("fields", [{}, MOVING, ADAM])
+@pytest.mark.parametrize("kind", ["yogi", "adagrad", "adam"])
+def test_yogi_and_adagrad_step_as_reddi_et_al_write_them(kind):
+    """Algorithm 2 of "Adaptive federated optimization", one coordinate at a time in floats."""
+    plan = plan_with(**SUMMED, **{**YOGI, "strategy__server_optimizer": kind})
+    ours = flatten(initial_state(MODEL, plan))
+    tau, x = 0.125, [float(v) for v in ours[:D]]
+    m, v = [0.0] * D, [0.0 if kind == "adam" else tau**2] * D
+    for number, mean in enumerate(directions(4), 1):
+        total = total_of(mean, plan)
+        scale = plan.coding(SITES, 8.0).values.scale
+        for j in range(D):
+            g = float(total[j].astype(np.int32)) / scale / SITES
+            m[j] = g if kind == "adagrad" else 0.9 * m[j] + 0.1 * g
+            sign = (v[j] > g * g) - (v[j] < g * g)
+            v[j] = {
+                "adagrad": v[j] + g * g,
+                "yogi": v[j] - 0.01 * g * g * sign,
+                "adam": 0.99 * v[j] + 0.01 * g * g,
+            }[kind]
+            first, second = m[j], v[j]
+            if kind == "adam":  # ours corrects the bias, as Kingma and Ba do
+                first, second = first / (1 - 0.9**number), second / (1 - 0.99**number)
+            x[j] += 0.05 * first / (math.sqrt(second) + tau)
+        ours = next_model(ours, total, SITES, plan, 8.0, sites=SITES)
+        np.testing.assert_allclose(ours[:D], x, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("fields", [{}, MOVING, ADAM, YOGI, ADAGRAD, SCAFFOLD])
 def test_the_result_does_not_depend_on_the_span(fields):
-    plan = plan_with(**SUMMED, **fields)
+    plan = plan_with(**(fields if fields is SCAFFOLD else {**SUMMED, **fields}))
     whole = run(plan, flatten(initial_state(MODEL, plan)), 4)
     for span in (1, 7, 22, 23, 24):
         assert run(plan, flatten(initial_state(MODEL, plan)), 4, span).tobytes() == whole.tobytes()

@@ -56,7 +56,7 @@ def test_the_mean_is_within_its_rounding_error(bits, sites, d, value_range, unif
     assert total.size == plan.vector_length(Kind.TRAIN, d) == d + 1
     clamped = [np.clip(v.astype(np.float64), -value_range, value_range) for v in vectors]
     wanted = sum(w * v for w, v in zip(weights, clamped, strict=True))
-    steps = coding.weight_steps(total, sites, plan.strategy.weighting)
+    steps = coding.weight_steps(total, sites, plan.weighting)
     if uniform:
         assert steps == sites * coding.weights.limit
     assert abs(steps - sum(weights) * coding.weights.limit) < sites

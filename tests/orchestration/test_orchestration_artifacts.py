@@ -35,8 +35,8 @@ RECORDS = [
         recovered=["b"],
         absent=["d"],
         refused={"c": "budget-exhausted: the account is spent"},
-        auc=0.71,
-        auc_stderr=0.01,
+        score=0.71,
+        score_stderr=0.01,
     ),
 ]
 
@@ -93,8 +93,8 @@ def test_text_of_others_makes_no_markup(hostile):
         [],
         RECORDS[:1],
         RECORDS[1:],
-        [RoundRecord(number=1, sites=["a"], auc=1.0, auc_stderr=5.0)],
-        [RoundRecord(number=7, sites=[], auc=0.0, auc_stderr=None)],
+        [RoundRecord(number=1, sites=["a"], score=1.0, score_stderr=5.0)],
+        [RoundRecord(number=7, sites=[], score=0.0, score_stderr=None)],
     ],
 )
 def test_every_history_has_a_picture_within_its_frame(records):

@@ -41,7 +41,7 @@ async def test_a_round_is_told_without_reasons_of_sites(told):
     assert rest["resource"]["prefect.resource.id"] == "fedflow.job.trial"
     assert rest["payload"]["refused"] == {"c": "budget-exhausted"}
     assert rest["payload"]["sites"] == 2
-    assert "auc" not in rest["payload"], "a round that was not scored has no score"
+    assert "score" not in rest["payload"], "a round that was not scored has no score"
     assert "0.123" not in str(rest)
     assert "4711" not in str(rest)
 

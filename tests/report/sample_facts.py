@@ -40,8 +40,8 @@ def sample_facts(rounds: int = 14) -> dict[str, Any]:
                 "refused": refused,
                 "seconds": 2.9 + 0.13 * (i % 4) + (1.9 if dropped else 0),
                 "training_seconds": 1.7 + 0.07 * (i % 3),
-                "auc": curve[i % 14] if i % 2 == 1 or i == 0 else None,
-                "auc_stderr": 0.008 if i % 2 == 1 or i == 0 else None,
+                "score": curve[i % 14] if i % 2 == 1 or i == 0 else None,
+                "score_stderr": 0.008 if i % 2 == 1 or i == 0 else None,
                 "epsilon": dict(spent),
                 "bytes": {
                     n: (13240 if n not in dropped else 4180) for n in labels if n not in refused

@@ -62,10 +62,10 @@ def test_plots_say_what_the_facts_say():
     facts = sample_facts()
     made = figures(facts)
     curve = made["auc"]["data"][-1]
-    seen = [r for r in facts["rounds"] if r["auc"] is not None]
+    seen = [r for r in facts["rounds"] if r["score"] is not None]
     assert curve["x"] == [r["number"] for r in seen]
-    assert curve["y"] == [r["auc"] for r in seen]
-    assert curve["error_y"]["array"] == [2 * r["auc_stderr"] for r in seen]
+    assert curve["y"] == [r["score"] for r in seen]
+    assert curve["error_y"]["array"] == [2 * r["score_stderr"] for r in seen]
     levels = [t["y"][0] for t in made["auc"]["data"][:-1]]
     assert levels == [0.700, 0.698, 0.672]
     training, rest = made["time"]["data"]
@@ -156,7 +156,7 @@ def test_any_fact_may_be_missing(gone, gone_in_rounds):
 
 def test_a_score_that_is_no_number_is_a_gap():
     facts = sample_facts(3)
-    facts["rounds"][0]["auc"] = float("nan")
+    facts["rounds"][0]["score"] = float("nan")
     made = json.loads(Page(render_html(facts)).scripts[0])
     assert made["auc"]["data"][-1]["y"][0] is None
 

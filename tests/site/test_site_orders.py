@@ -46,7 +46,7 @@ async def test_a_tampered_order_is_declined(room):
     _, data = room.make_order()
     sealed = Sealed.decode(data)
     body = bytearray(sealed.body)
-    body[-1] ^= 1  # the deadline
+    body[-5] ^= 1  # the deadline, before an empty list
     decline = await answer_to(room, Sealed(bytes(body), sealed.signature).encode())
     assert decline.code == "bad-signature"
 

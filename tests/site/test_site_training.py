@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from job_room import JOB, Room, drive, make_plan
 from plans import AUTO, SITE, SUMMED
+from safetensors.numpy import load
 
 from fedflow.errors import Refusal
 from fedflow.exchange import layout, open_exchange
@@ -58,8 +59,9 @@ async def trainer(tmp_path):
             "summed-gaussian",
             {"~clipping_norm", "~momentum"},
         ),
+        ({"strategy__name": "scaffold"}, "poisson-gaussian", {"~control"}),
     ],
-    ids=["local", "summed", "site"],
+    ids=["local", "summed", "site", "scaffold"],
 )
 async def test_three_sites_train_on_real_rows(tmp_path, caplog, changes, kind, memory):
     clients = []
@@ -85,7 +87,7 @@ async def test_three_sites_train_on_real_rows(tmp_path, caplog, changes, kind, m
     assert {end.outcome for end in ends.values()} == {"completed"}
     record = runner.records[0]
     assert record.sites == ["a", "b", "c"]
-    assert 0.0 <= record.auc <= 1.0
+    assert 0.0 <= record.score <= 1.0
     model = room.exchange.get(layout.blob(JOB, runner.model_digest))
     arrays = decode_model(model, room.spec)
     assert abs(flatten(parameters(arrays))).max() > 0
@@ -99,6 +101,12 @@ async def test_three_sites_train_on_real_rows(tmp_path, caplog, changes, kind, m
         assert accounts == (one if train.unit == "site" else {"visits/train", "visits/evaluate"})
         settled = [entry for entry in site.ledger.entries() if entry.kind == "settle"]
         assert [entry.survivors for entry in settled] == [3, 3]
+        # Only a strategy that needs it keeps something at the site, and for no other's eyes.
+        own = site.path / "kept" / f"{JOB}.safetensors"
+        assert own.exists() == (memory == {"~control"})
+        if own.exists():
+            assert own.stat().st_mode & 0o077 == 0
+            assert abs(load(own.read_bytes())["~control"]).max() > 0
     for client in clients:
         await client.close()
     await room.stop()

@@ -18,6 +18,7 @@ import plans
 from fedflow.coordinator.job import create_job, load_job
 from fedflow.coordinator.runner import JobRunner, RoundRecord
 from fedflow.coordinator.settings import CoordinatorFolder, CoordinatorSettings
+from fedflow.coordinator.stopping import ALL_ROUNDS
 from fedflow.crypto.identity import Identity
 from fedflow.errors import Aborted
 from fedflow.exchange import MemoryExchange, layout
@@ -91,6 +92,7 @@ class FakeTrainer:
         data: Path,
         plan: bytes,
         model: bytes = b"",
+        own: bytes = b"",
         sites: int = 0,
         value_range: float = 0.0,
     ) -> np.ndarray:
@@ -306,7 +308,10 @@ async def drive(runner: JobRunner, *, join_seconds: float = 5.0, close: bool = T
         return runner
     await runner.wait_for_sites(join_seconds)
     await score(runner)
+    why = None
     for number in range(runner.next_round, runner.job.plan.plan.rounds + 1):
+        if (why := runner.stop_reason()) is not None:
+            break
         result, reason = None, Aborted("too-few-sites", "no attempt is left")
         for attempt in runner.attempts(number, Kind.TRAIN):
             runner.dispatch(number, attempt, Kind.TRAIN)
@@ -323,7 +328,7 @@ async def drive(runner: JobRunner, *, join_seconds: float = 5.0, close: bool = T
         runner.checkpoint()
         await score(runner)
     if close:
-        runner.close("completed", "all rounds of the plan are done")
+        runner.close("completed", why or ALL_ROUNDS)
     return runner
 
 
@@ -334,7 +339,7 @@ async def score(runner: JobRunner) -> None:
     for attempt in runner.attempts(number, Kind.EVALUATE):
         runner.dispatch(number, attempt, Kind.EVALUATE)
         scored = await runner.collect()
-        runner.records[-1].auc, runner.records[-1].auc_stderr = runner.score(scored)
+        runner.score(scored)
         break
     runner.records[-1].finished = True
     runner.checkpoint()

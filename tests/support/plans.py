@@ -48,5 +48,5 @@ def make_plan(**changes: Any) -> Plan:
     }
     for name, value in changes.items():
         section, field = name.split("__")
-        raw[section][field] = value
+        raw.setdefault(section, {})[field] = value
     return Plan.model_validate(raw)

@@ -30,7 +30,7 @@ ROUND = {
     "absent": [],
     "seconds": 1.5,
     "training_seconds": 1.25,
-    "auc": 0.7312,
+    "score": 0.7312,
     "bytes": {"alpha": 1234567},
 }
 

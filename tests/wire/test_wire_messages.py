@@ -65,6 +65,7 @@ def order(**changes):
         "value_range": 0.5,
         "dimension": 1,
         "deadline": 9,
+        "invited": (0, 2),
     }
     return Order(**(fields | changes))
 
@@ -123,6 +124,8 @@ def test_type_numbers_and_seals_are_distinct():
         (manifest(value_range=0.0), "bad-manifest"),
         (manifest(value_range=-1.0), "bad-manifest"),
         (order(kind=0), "bad-order"),
+        (order(invited=(2, 1)), "not-ascending"),
+        (order(invited=(1, 1)), "not-ascending"),
         (order(sequence=0), "bad-order"),
         (order(round=0), "bad-order"),
         (order(attempt=0), "bad-order"),

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from fedflow.crypto.csprng import Csprng
 from fedflow.errors import Misuse
 from fedflow.learning.plan import Plan
-from fedflow.learning.workload import PersonData, Persons, Workload
+from fedflow.learning.workload import PersonData, Persons, Workload, trained_parameters
 
 #: The label of a canary's rows: no data set's.
 CANARY_LABEL = -(2.0**20)
@@ -126,7 +126,7 @@ class CanaryWorkload:
     def positions(self) -> slice:
         """Where the canaries' weights are in the flattened model."""
         at = 0
-        for name, parameter in sorted(self.build_model().named_parameters()):
+        for name, parameter in trained_parameters(self.build_model()):
             if name == _WEIGHTS:
                 return slice(at, at + parameter.numel())
             at += parameter.numel()
