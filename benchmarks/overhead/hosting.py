@@ -31,12 +31,19 @@ class InProcess:
         self._loaded: Any = None
 
     async def run(
-        self, task: str, *, data: Path, plan: bytes, model: bytes = b"", **about: Any
+        self,
+        task: str,
+        *,
+        data: Path,
+        plan: bytes,
+        model: bytes = b"",
+        own: bytes = b"",
+        **about: Any,
     ) -> npt.NDArray[Any]:
         """The vector of one request."""
-        request = {"task": task, "data": str(data), "plan": plan.decode(), **about}
+        request = {"task": task, "data": str(data), "plan": plan.decode(), "own": len(own), **about}
         self._loaded = self._loaded or load(about["workload"], str(data))
-        return np.asarray(perform(request, model, self._loaded))
+        return np.asarray(perform(request, model + own, self._loaded))
 
 
 async def _never(number: int, phase: str) -> None:

@@ -85,7 +85,7 @@ def variants(value):
     if isinstance(value, bytes):
         flips = [0, len(value) // 2, len(value) - 1]
         return [value[:at] + bytes((value[at] ^ 1,)) + value[at + 1 :] for at in flips]
-    return [value + 1]
+    return [(*value, 7)] if isinstance(value, tuple) else [value + 1]
 
 
 def test_any_change_to_the_round_changes_every_key():

@@ -13,6 +13,7 @@ from prefect.client.orchestration import get_client
 from fedflow.errors import Aborted, InputError, Refusal, Violation
 from fedflow.learning.model_file import decode_model, flatten
 from fedflow.orchestration import scale_out
+from fedflow.orchestration.delivery import until_recorded
 from fedflow.simulation import sharded
 from fedflow.simulation.sharded import open_sum, play_shard
 from fedflow.simulation.shards import Post, Simulation, pack, unpack
@@ -53,9 +54,11 @@ async def test_the_secure_sum_is_the_plain_sum(tmp_path, connected, name):
     assert sum(dropped) > 0
     assert [o.survivors + o.dropped for o in opened] == [SITES] * rounds
     assert [r.shard for o in opened for r in o.shards] == [0, 1] * rounds
+    run = state.state_details.flow_run_id
+    assert await until_recorded(run, 3 * rounds, 30.0)
     async with get_client() as client:
         tasks = await client.read_task_runs()
-    mine = [t for t in tasks if t.flow_run_id == state.state_details.flow_run_id]
+    mine = [t for t in tasks if t.flow_run_id == run]
     assert sorted({t.name for t in mine}) == sorted(
         [f"sites of shard {shard} · round {n}" for n in (1, 2) for shard in (0, 1)]
         + [f"secure aggregate · round {n}" for n in (1, 2)]

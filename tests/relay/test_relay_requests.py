@@ -573,12 +573,17 @@ def test_a_member_waits_at_few_places_and_leaves_them_when_it_goes(relay, alpha)
 # ---- what an operator sees
 
 
+def access_lines(caplog):
+    return [json.loads(r.getMessage()) for r in caplog.records if r.name.endswith("access")]
+
+
 def test_health_metrics_and_log_say_nothing_private(relay, alpha, caplog):
     with caplog.at_level("INFO", logger="fedflow.relay.access"):
         relay.as_(alpha).put(up(80), b"secret-bytes")
         relay.request(alpha, "GET", "/v1/objects/" + "%41" * 400)
         relay.as_(alpha).get(up(80))
-    lines = [json.loads(r.getMessage()) for r in caplog.records if r.name.endswith("access")]
+        until(lambda: len(access_lines(caplog)) == 3, "the line of an answer follows it")
+    lines = access_lines(caplog)
     assert [line["status"] for line in lines] == [201, 404, 200]
     assert lines[0]["member"] == "alpha"
     assert lines[0]["bytes_in"] == 12
