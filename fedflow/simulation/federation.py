@@ -97,23 +97,28 @@ class Federation:
         """The current model, by parameter name."""
         return parameters(unflatten(self.state, self.spec))
 
-    def round(self, drop: Collection[int] = ()) -> Opened:
-        """One round: an attempt whose sum makes the next model. Sites in ``drop`` vanish."""
-        opened = self.attempt(drop)
+    def round(self, drop: Collection[int] = (), invited: Collection[int] | None = None) -> Opened:
+        """One round: an attempt whose sum makes the next model.
+
+        Sites in ``drop`` vanish; only ``invited`` ones are asked (default: all).
+        """
+        opened = self.attempt(drop, invited)
         self.accept(opened)
         return opened
 
-    def attempt(self, drop: Collection[int] = ()) -> Opened:
+    def attempt(self, drop: Collection[int] = (), invited: Collection[int] | None = None) -> Opened:
         """A sum for the current round that does not change the model yet. Each has fresh noise.
 
         Aborted ``too-few`` when fewer sites are left than the plan opens a sum for.
         """
         self._attempt += 1
         self._sequence += 1
-        survivors = tuple(i for i in range(len(self.sites)) if i not in drop)
+        asked = range(len(self.sites)) if invited is None else sorted(invited)
+        survivors = tuple(i for i in asked if i not in drop)
         if len(survivors) < self.plan.cohort.minimum:
             raise Aborted("too-few", f"{len(survivors)} sites are left; the plan opens no such sum")
-        order, state = self._order(), unflatten(self.state, self.spec)
+        order = self._order(() if invited is None else tuple(asked))
+        state = unflatten(self.state, self.spec)
         words = {site: self._words(site, order, state) for site in survivors}
         total = np.zeros(order.dimension, np.uint32)
         for part in words.values():
@@ -154,7 +159,7 @@ class Federation:
                 change /= self.plan.coding(len(self.sites), opened.value_range).values.scale
             self._own[site] = after_round(state, self._own[site], change, self.plan)
 
-    def _order(self) -> Order:
+    def _order(self, invited: tuple[int, ...]) -> Order:
         return Order(
             manifest=self.plan.digest(),
             sequence=self._sequence,
@@ -166,6 +171,7 @@ class Federation:
             value_range=self.value_range,
             dimension=self.plan.vector_length(Kind.TRAIN, self.dimension),
             deadline=0,
+            invited=invited,
         )
 
     def _words(self, site: int, order: Order, state: Arrays) -> NDArray[np.uint32]:

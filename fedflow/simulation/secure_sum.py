@@ -29,11 +29,12 @@ def secure_sum(
 ) -> Outcome:
     """All five legs over ``words``, one uint32[d] by surviving site, d = ``order.dimension``.
 
-    Sites in ``drop`` deal shares and are never heard of again, so their masks are recovered. Public
-    checks that every site would repeat with the same result are made once. Aborted or Refusal when
-    too few sites are left.
+    Sites that the order does not invite have no part in it. Those in ``drop`` deal shares and are
+    never heard of again, so their masks are recovered. Public checks that every site would repeat
+    with the same result are made once. Aborted or Refusal when too few sites are left.
     """
-    roster = {site: identity.public for site, identity in enumerate(identities)}
+    asked = {site: one for site, one in enumerate(identities) if order.invites(site)}
+    roster = {site: identity.public for site, identity in asked.items()}
     context, shared = RoundContext.of(order).digest(), SharedChecks()
     bits = plan.bits(Kind(order.kind))
     clients = {
@@ -51,7 +52,7 @@ def secure_sum(
             bits=bits,
             shared=shared,
         )
-        for site, identity in enumerate(identities)
+        for site, identity in asked.items()
     }
     server = SecAggServer(
         round_ctx=context,

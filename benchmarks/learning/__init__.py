@@ -1,0 +1,1 @@
+"""How fast and how well methods learn: rounds, mixing, stragglers."""

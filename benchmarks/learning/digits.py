@@ -1,0 +1,189 @@
+"""MNIST at 100 sites, and the network of McMahan et al. (AISTATS 2017) that they call 2NN."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.utils import skip_init
+
+from benchmarks.data.mnist import SIDE, load_mnist
+from benchmarks.utility.settings import pixels, take
+from fedflow.coordinator.selection import select_sites
+from fedflow.crypto.csprng import Csprng
+from fedflow.learning.evaluation import exact_score
+from fedflow.learning.plan import Plan
+from fedflow.learning.workload import PersonData, Persons
+from fedflow.simulation import partition
+from fedflow.simulation.federation import Federation
+
+SITES, FRACTION = 100, 0.1
+HIDDEN, DIGITS = 200, 10
+#: No update is ever this long, or has a coordinate this large: nothing is clipped or clamped.
+NORM, RANGE = 50.0, 2.0
+
+
+class TwoHidden(torch.nn.Module):
+    """Two hidden layers of 200 units with ReLU: 199,210 parameters, [.., 784] to [.., 10]."""
+
+    def __init__(self, csprng: Csprng) -> None:
+        super().__init__()
+        sizes = (SIDE * SIDE, HIDDEN, HIDDEN, DIGITS)
+        self.layers = torch.nn.ModuleList(
+            skip_init(torch.nn.Linear, a, b)  # type: ignore[no-untyped-call]
+            for a, b in itertools.pairwise(sizes)
+        )
+        with torch.no_grad():
+            for parameter in self.parameters():
+                inputs = parameter.shape[-1] if parameter.ndim > 1 else SIDE * SIDE
+                drawn = (2.0 * csprng.uniform(parameter.numel()) - 1.0) / math.sqrt(inputs)
+                parameter.copy_(torch.from_numpy(drawn).view_as(parameter))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers[:-1]:
+            x = torch.relu(layer(x))
+        scores: torch.Tensor = self.layers[-1](x)
+        return scores
+
+
+class Digits:
+    """The workload: one image is one row of 784 features, and one unit."""
+
+    name, unit_column, score_range = "mnist-2nn", "row", (0.0, 1.0)
+
+    def __init__(self, reference_persons: int) -> None:
+        self.reference_persons = reference_persons
+
+    def build_model(self) -> torch.nn.Module:
+        return TwoHidden(Csprng.from_seed(bytes(32)))
+
+    def load(self, path: str | Path) -> PersonData:
+        raise NotImplementedError(f"{path}: a benchmark's data come from benchmarks.data")
+
+    def loss(self, scores: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        flat = torch.nn.functional.cross_entropy(
+            scores.flatten(0, -2), y.flatten().long(), reduction="none"
+        )
+        return flat.view(y.shape)
+
+
+@functools.cache
+def images(most: int) -> tuple[Persons, Persons]:
+    """At most so many images for training, and all 10,000 for testing."""
+    train, test = load_mnist()
+    return pixels(train.take(slice(most))), pixels(test)
+
+
+def dealt(how: str, most: int, sites: int, seed: int) -> list[PersonData]:
+    """The images at ``sites``: "iid", "shards" (two each) or "dirichlet" followed by its alpha."""
+    train, test = images(most)
+    labels, csprng = train.y[:, 0], Csprng.from_seed(seed.to_bytes(32, "big"))
+    if how == "iid":
+        parts = partition.iid(len(train), sites, csprng)
+    elif how == "shards":
+        parts = partition.shards(labels, sites, 2, csprng)
+    else:
+        parts = partition.dirichlet(labels, sites, float(how.removeprefix("dirichlet")), csprng)
+    nobody: NDArray[np.int64] = np.zeros(0, np.int64)
+    held = take(test, nobody)
+    return [PersonData(take(train, part), held) for part in parts]
+
+
+def plan_of(sites: int, fraction: float, **fields: Any) -> Plan:
+    """A plan without any effect of privacy, so that only what is compared matters.
+
+    The whole site is protected, with a clipping norm that nothing reaches and noise of a millionth
+    of a coordinate; masks and shares of noise are as always. ``section__field`` names a field.
+    """
+    raw: dict[str, dict[str, Any]] = {
+        "plan": {"name": "mnist", "workload": "mnist-2nn", "rounds": 10_000},
+        "cohort": {"minimum": max(3, round(sites * fraction)), "colluders": 0},
+        "participation": {"fraction": fraction},
+        "strategy": {"name": "fedavg", "server_learning_rate": 1.0},
+        "training": {"local_steps": 1, "learning_rate": 0.1},
+        "privacy": {
+            "mechanism": "site",
+            "unit": "site",
+            "clipping_norm": NORM,
+            "noise_multiplier": 1e-7,
+            "sample_rate": 1.0,
+            "delta": 1e-5,
+        },
+        "evaluation": {"every": 1, "metric": "accuracy", "noise_multiplier": 1.0},
+        "secure_aggregation": {"bits": 32, "value_range": RANGE},
+        "deadlines": {"round_seconds": 60.0, "leg_seconds": 60.0},
+    }
+    for name, value in fields.items():
+        section, field_name = name.split("__")
+        raw[section][field_name] = value
+    return Plan.model_validate(raw)
+
+
+@dataclass
+class Run:
+    """One federation on its way: accuracies on the test images after every round."""
+
+    plan: Plan
+    federation: Federation
+    test: Persons
+    seed: int
+    every: int = 1
+    curve: list[float] = field(default_factory=list)
+
+    def rounds(self, most: int, target: float) -> Iterator[float]:
+        """Train, and score every ``every`` rounds, until ``target`` or after ``most`` rounds."""
+        csprng = Csprng.from_seed((self.seed + 1_000).to_bytes(32, "big"))
+        labels = {i: str(i) for i in range(len(self.federation.sites))}
+        for number in range(1, most + 1):
+            # As the coordinator asks them; a site without data would have nothing to say.
+            there = [i for i, site in enumerate(self.federation.sites) if len(site.train)]
+            asked = select_sites(self.plan, labels, there, {}, csprng)
+            self.federation.round(invited=asked)
+            if number % self.every == 0 or number == most:
+                score = 100.0 * self.score()
+                self.curve += [score] * (number - len(self.curve))
+                yield score
+                if score >= target:
+                    return
+
+    def score(self) -> float:
+        """Accuracy on the test images, 0 to 1."""
+        model = self.federation.model()
+        return exact_score(self.federation.workload, self.test, model, self.plan.evaluation)
+
+
+def federated(
+    plan: Plan, sites: list[PersonData], most: int, seed: int, *, secure: bool, every: int = 1
+) -> Run:
+    """A federation that has not begun."""
+    csprng = Csprng.from_seed((seed + 2_000).to_bytes(32, "big"))
+    workload = Digits(max(1, sum(len(site.train) for site in sites) // len(sites)))
+    return Run(
+        plan,
+        Federation(workload, sites, plan, csprng, secure=secure),
+        images(most)[1],
+        seed,
+        every,
+    )
+
+
+def rounds_to(curve: list[float], target: float) -> float | None:
+    """Rounds until the best so far reaches ``target``, with a line between two rounds.
+
+    McMahan et al.: curves are made monotonic, then interpolated linearly. None when it never does.
+    """
+    best, before = 0.0, 0.0
+    for number, score in enumerate(curve, 1):
+        before, best = best, max(best, score)
+        if best >= target:
+            step = best - before
+            return number - (best - target) / step if step else float(number)
+    return None
