@@ -131,6 +131,8 @@ class Adoption:
             declined = self._decline(order, site)
             if declined is not None:
                 record.refused[labels[site]] = f"{declined.code}: {declined.reason}"
+            elif site not in transcript.cohort and self._rests(order, site):
+                record.resting.append(labels[site])
             elif site not in transcript.cohort:
                 record.absent.append(labels[site])
             else:
@@ -138,6 +140,9 @@ class Adoption:
                 if site in transcript.delivered:
                     record.recovered.append(labels[site])
         return record
+
+    def _rests(self, order: Order, site: int) -> bool:
+        return self._job.plan.is_asynchronous or not order.invites(site)
 
     def _decline(self, order: Order, site: int) -> Decline | None:
         key = layout.up(self._job.id, order.sequence, "decline", site)

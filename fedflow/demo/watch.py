@@ -127,6 +127,8 @@ def _round_line(event: dict[str, Any]) -> str:
         line += f" · {label} dropped{recovered}"
     for label in event["absent"]:
         line += f" · {label} away"
+    if event["resting"]:
+        line += f" · {len(event['resting'])} resting"
     for label, why in event["refused"].items():
         line += f" · {label} refused ({why})"
     return line

@@ -27,6 +27,7 @@ def round_rows(records: Sequence[RoundRecord]) -> Rows:
             "dropped": _names(r.dropped),
             "refused": _reasons({site: why.split(":", 1)[0] for site, why in r.refused.items()}),
             "away": _names(r.absent),
+            "resting": len(r.resting),
             "score (noised)": r.verdict,
             "seconds": round(r.seconds, 2),
             "training seconds": round(r.training_seconds, 2),
@@ -47,6 +48,8 @@ def site_rows(record: RoundRecord) -> Rows:
         why = "no masked update in time" if not recovered else "lost late; its masks were recovered"
         found.append((site, "dropped", why))
     found += [(site, "away", "not there when the round began") for site in sorted(record.absent)]
+    resting = "not asked this time, or still training"
+    found += [(site, "resting", resting) for site in sorted(record.resting)]
     found += [(site, "in the sum", "") for site in sorted(record.sites)]
     return [
         {
@@ -75,6 +78,7 @@ def attendance(labels: Iterable[str], records: Sequence[RoundRecord]) -> Rows:
                 "in the sum": sum(site in r.sites for r in records),
                 "dropped": sum(site in r.dropped for r in records),
                 "away": sum(site in r.absent for r in records),
+                "resting": sum(site in r.resting for r in records),
                 "refused": ", ".join(f"{code} × {n}" for code, n in codes.most_common()),
                 "KB sent": round(sum(r.bytes.get(site, 0) for r in records) / 1024, 1),
             }

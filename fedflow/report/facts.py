@@ -29,6 +29,7 @@ class RoundFacts(TypedDict, total=False):
     dropped: list[str]
     recovered: list[str]
     absent: list[str]
+    resting: list[str]
     refused: dict[str, str]
     seconds: float
     training_seconds: float

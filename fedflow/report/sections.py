@@ -265,7 +265,7 @@ def rounds(facts: Mapping[str, Any]) -> Html:
         tag("span", "R", cls="mark warn"),
         " refused by its own policy or budget\u2003\u2003",
         tag("span", DOT, cls="mark"),
-        " not there when the round began",
+        " not there when the round began, or not asked",
         cls="note",
     )
     return join([tag("h2", "Round by round"), legend, table(head, rows)])

@@ -123,6 +123,8 @@ def remarks(r: Mapping[str, Any]) -> str:
         parts.append(f"lost {words.names(list(r['dropped']))}{recovered}")
     if r.get("absent"):
         parts.append(f"{words.names(list(r['absent']))} away")
+    if r.get("resting"):
+        parts.append(f"{len(r['resting'])} resting")
     parts += [f"{n} refused: {why}" for n, why in (r.get("refused") or {}).items()]
     return "; ".join(parts)
 

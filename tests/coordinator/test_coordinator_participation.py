@@ -117,6 +117,19 @@ class Asking:
         return True
 
 
+async def test_a_coordinator_that_died_still_knows_who_was_not_asked(tmp_path):
+    """Its record of the last round is made again from what it had published."""
+    room = Room(tmp_path, plan_of(0.5, selection="budget"), labels=SIX)
+    room.start()
+    done = await drive(room.runner(), close=False)
+    room.folder_of_coordinator.state_path(room.job.id).unlink()
+    again = room.runner()
+    again.resume()
+    assert [r.resting for r in again.records] == [r.resting for r in done.records]
+    assert [r.absent for r in again.records] == [[], []]
+    await room.stop()
+
+
 async def test_a_site_that_comes_uninvited_is_not_in_the_sum(tmp_path, monkeypatch):
     room = Room(tmp_path, plan_of(0.5, selection="budget"), labels=SIX)
     real = session.admit_order

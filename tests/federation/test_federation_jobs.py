@@ -292,7 +292,8 @@ def test_a_list_by_another_authority_beside_the_key_stops_the_site(trial, plan):
     create(trial, plan)
     data = trial.exchange.get(layout.manifest("spring-1"))
     path = trial.site("alpha") / "roster"
-    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    listed = path.read_bytes()
+    path.write_bytes(listed[:-1] + bytes([listed[-1] ^ 1]))
     with pytest.raises(Refusal) as caught:
         admit(trial, "alpha", data)
     assert caught.value.code == "roster-unusable"
