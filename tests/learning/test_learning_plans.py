@@ -19,7 +19,7 @@ DISTINCT = {
     "fedadagrad": {"strategy__server_optimizer": "adagrad"},
     "scaffold": {"strategy__name": "scaffold"},
     "fedbuff": {"strategy__name": "fedbuff", "strategy__buffer": 4},
-    "cohorts": {"participation__fraction": 0.67, "stopping__target": 0.70},
+    "cohorts": {"participation__fraction": 0.8, "stopping__target": 0.70},
 }
 TRAINED = [name for name in DISTINCT if name != "cohorts"]  # who is asked is the coordinator's
 
