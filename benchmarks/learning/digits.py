@@ -7,7 +7,6 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch.nn.utils import skip_init
 
 from benchmarks.data.mnist import SIDE, load_mnist
 from benchmarks.utility.settings import pixels, take
+from benchmarks.utility.workloads import DIGITS, Classifier
 from fedflow.coordinator.selection import select_sites
 from fedflow.crypto.csprng import Csprng
 from fedflow.learning.evaluation import exact_score
@@ -26,7 +26,7 @@ from fedflow.simulation import partition
 from fedflow.simulation.federation import Federation
 
 SITES, FRACTION = 100, 0.1
-HIDDEN, DIGITS = 200, 10
+HIDDEN = 200
 #: No update is ever this long, or has a coordinate this large: nothing is clipped or clamped.
 NORM, RANGE = 50.0, 2.0
 
@@ -54,25 +54,14 @@ class TwoHidden(torch.nn.Module):
         return scores
 
 
-class Digits:
+class Digits(Classifier):
     """The workload: one image is one row of 784 features, and one unit."""
 
-    name, unit_column, score_range = "mnist-2nn", "row", (0.0, 1.0)
-
     def __init__(self, reference_persons: int) -> None:
-        self.reference_persons = reference_persons
+        super().__init__("mnist-2nn", reference_persons)
 
     def build_model(self) -> torch.nn.Module:
         return TwoHidden(Csprng.from_seed(bytes(32)))
-
-    def load(self, path: str | Path) -> PersonData:
-        raise NotImplementedError(f"{path}: a benchmark's data come from benchmarks.data")
-
-    def loss(self, scores: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        flat = torch.nn.functional.cross_entropy(
-            scores.flatten(0, -2), y.flatten().long(), reduction="none"
-        )
-        return flat.view(y.shape)
 
 
 @functools.cache

@@ -55,6 +55,7 @@ class Inbox:
         self._server, self._notify = server, notify
         self._bits = job.plan.bits(Kind(order.kind))
         self._limit = layout.leg_limit(len(job.roster))
+        self._asked = {str(site): site for site in order.asked(job.roster)}
         self.started = time.monotonic()
         self.declined: dict[int, Decline] = {}
         self.taken: set[tuple[str, int]] = set()
@@ -123,8 +124,7 @@ class Inbox:
             listed = await base.names(self._exchange, folder)
         except FedflowError:
             return set()  # not a listing: nobody's fault, and nothing to go by
-        sites = {str(site): site for site in self._job.roster if self._order.invites(site)}
-        return {sites[name] for name in listed if name in sites}
+        return {self._asked[name] for name in listed if name in self._asked}
 
     def _has_read(self, place: tuple[str, int], task: asyncio.Task[None]) -> None:
         del self._reading[place]
@@ -242,7 +242,7 @@ class Inbox:
         With ``busy`` a silent one is taken to train for a later round.
         """
         for site in self.answers:
-            if not self._order.invites(site):
+            if str(site) not in self._asked:
                 self.settle(site, SiteAnswer("resting", "not-invited", "not asked this time"))
             elif busy and site in expected and ("advert", site) not in self.taken:
                 self.settle(site, SiteAnswer("resting", "busy", "still training"))

@@ -100,8 +100,9 @@ class JobRunner(JobProgress):
 
     def awaited(self) -> list[str]:
         """Labels of the sites the open round waits for."""
-        invites = self.current.order.invites if self.current else lambda site: True
-        return sorted(self.job.labels[s] for s in self._presence.present if invites(s))
+        present = self._presence.present
+        asked = self.current.order.asked(present) if self.current else present
+        return sorted(self.job.labels[site] for site in asked)
 
     # ---- one secure sum
 
@@ -134,9 +135,9 @@ class JobRunner(JobProgress):
 
     def stop_reason(self) -> str | None:
         """Why the job is done before its last round; None while it goes on."""
-        return stop_reason(
-            self.job.plan, self.records, self._running_for(), len(self._presence.left)
-        )
+        plan = self.job.plan  # only a plan with a time limit has the first order read
+        seconds = 0.0 if plan.stopping.max_seconds is None else self._running_for()
+        return stop_reason(plan, self.records, seconds, len(self._presence.left))
 
     def _running_for(self) -> float:
         """Seconds since the job's first order, also of a coordinator that died."""
@@ -146,8 +147,8 @@ class JobRunner(JobProgress):
             job = self.job
             key = self.coordinator.identity.public
             first = read_order(self.coordinator.exchange, job.id, job.digest, key, 1)
-            opened = time.time() if first is None else first.deadline / 1000
-            self._began = opened - (job.plan.order_seconds if first else 0.0)
+            ended = None if first is None else first.deadline / 1000
+            self._began = time.time() if ended is None else ended - job.plan.order_seconds
         return max(0.0, time.time() - self._began)
 
     def _new_order(self, number: int, attempt: int, kind: Kind, expected: set[int]) -> Order:
@@ -180,7 +181,7 @@ class JobRunner(JobProgress):
         """
         expected = self.look_for_sites() - set(self._left_out.barred())
         order = self._new_order(number, attempt, kind, expected)
-        expected = {site for site in expected if order.invites(site)}
+        expected = order.asked(expected)
 
         def notify(leg: str, site: int) -> None:
             label = self.job.labels.get(site)
@@ -242,8 +243,8 @@ class JobRunner(JobProgress):
             self._running = None
             for site, reason in self._left_out.reasons.items():
                 self.event("left-out", site=self.job.labels[site], reason=reason)
-            resting = {s for s in self._presence.present if not self.current.order.invites(s)}
-            there = self.current.still_there() | resting
+            present = self._presence.present
+            there = self.current.still_there() | (present - self.current.order.asked(present))
             self._presence.after_round(there, self.current.left_the_job())
         return result
 

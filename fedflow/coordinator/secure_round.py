@@ -61,7 +61,7 @@ class SecureRound:
         left_out.begin()
         self._server = SecAggServer(
             round_ctx=RoundContext.of(order).digest(),
-            roster={site: key for site, key in job.roster.items() if order.invites(site)},
+            roster={site: job.roster[site] for site in sorted(order.asked(job.roster))},
             colluders=job.plan.cohort.colluders,
             minimum=job.plan.cohort.minimum,
             dimension=order.dimension,

@@ -40,8 +40,6 @@ class Metric:
     label: str
     higher_is_better: bool
     read: Callable[[_Sum, float], tuple[float, float]]
-    #: What the share is when noise left no weight to divide by: a model that knows nothing.
-    ignorant: float
 
     def better(self, one: float, other: float) -> bool:
         """Whether score ``one`` is better than ``other``."""
@@ -74,7 +72,7 @@ def _mse(total: _Sum, stddev: float) -> tuple[float, float]:
 
 
 METRICS: dict[str, Metric] = {
-    "auc": Metric("AUC", True, _auc, 0.5),
-    "accuracy": Metric("accuracy", True, _accuracy, 0.0),
-    "mse": Metric("mean squared error", False, _mse, 1.0),
+    "auc": Metric("AUC", True, _auc),
+    "accuracy": Metric("accuracy", True, _accuracy),
+    "mse": Metric("mean squared error", False, _mse),
 }

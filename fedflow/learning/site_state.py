@@ -36,14 +36,24 @@ def correction(state: Arrays, own: Arrays | None) -> NDArray[np.float64] | None:
 
 
 def after_round(
-    state: Arrays, own: Arrays | None, change: NDArray[np.float64], plan: Plan
+    state: Arrays,
+    own: Arrays | None,
+    vector: NDArray[np.float32] | NDArray[np.int64],
+    plan: Plan,
+    *,
+    sites: int,
+    value_range: float,
 ) -> Arrays | None:
-    """What the site keeps once its noised ``change`` float64[d] of the model is in a sum.
+    """What the site keeps once the noised ``vector`` it trained is in a sum.
 
-    ``state`` are the tensors of the global file that it trained from.
+    ``state`` are the tensors of the global file it trained from; ``vector``, ``sites`` and
+    ``value_range`` those of :func:`~fedflow.learning.contribution.contribution`.
     """
     if CONTROL not in state:
         return None
+    change = vector[: state[CONTROL].size].astype(np.float64)
+    if vector.dtype == np.int64:
+        change /= plan.coding(sites, value_range).values.scale
     path = plan.local_steps * plan.training.learning_rate
     before = np.zeros(change.size) if own is None else own[CONTROL].astype(np.float64)
     moved = before - state[CONTROL].astype(np.float64) - change / path

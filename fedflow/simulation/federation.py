@@ -154,10 +154,14 @@ class Federation:
             return
         state = unflatten(self.state, self.spec)
         for site in opened.survivors:
-            change = self._made[site][: self.dimension].astype(np.float64)
-            if self.plan.privacy.mechanism != "local":
-                change /= self.plan.coding(len(self.sites), opened.value_range).values.scale
-            self._own[site] = after_round(state, self._own[site], change, self.plan)
+            self._own[site] = after_round(
+                state,
+                self._own[site],
+                self._made[site],
+                self.plan,
+                sites=len(self.sites),
+                value_range=opened.value_range,
+            )
 
     def _order(self, invited: tuple[int, ...]) -> Order:
         return Order(
@@ -188,7 +192,8 @@ class Federation:
             csprng=csprng,
             own=self._own[site],
         )
-        self._made[site] = vector
+        if self.plan.keeps_at_sites:
+            self._made[site] = vector
         roster = SimpleNamespace(roster=range(len(self.sites)))
         # All that coding reads of a job: its plan, how many sites there are, and the site's weight.
         job = SimpleNamespace(plan=self.plan, manifest=roster, weight=1.0)

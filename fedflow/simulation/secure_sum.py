@@ -33,7 +33,7 @@ def secure_sum(
     never heard of again, so their masks are recovered. Public checks that every site would repeat
     with the same result are made once. Aborted or Refusal when too few sites are left.
     """
-    asked = {site: one for site, one in enumerate(identities) if order.invites(site)}
+    asked = {site: identities[site] for site in sorted(order.asked(range(len(identities))))}
     roster = {site: identity.public for site, identity in asked.items()}
     context, shared = RoundContext.of(order).digest(), SharedChecks()
     bits = plan.bits(Kind(order.kind))

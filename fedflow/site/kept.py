@@ -13,7 +13,6 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from fedflow.errors import Violation
@@ -22,7 +21,7 @@ from fedflow.learning.server_state import model_spec_of
 from fedflow.learning.site_state import after_round, site_spec
 from fedflow.site.admission import Admitted
 from fedflow.site.durable import private_folder, write_durably
-from fedflow.wire.messages import Kind, Order
+from fedflow.wire.messages import Order
 
 
 class Kept:
@@ -43,16 +42,15 @@ class Kept:
         self, order: Order, model: bytes, own: bytes, vector: npt.NDArray[Any]
     ) -> Arrays | None:
         """What is to be kept once ``vector``, trained from ``model`` and ``own``, is in a sum."""
-        plan = self._job.plan
-        if Kind(order.kind) is not Kind.TRAIN or not plan.keeps_at_sites:
-            return None
-        spec = spec_of(model)
-        trained = model_spec_of(spec, plan)
-        change = vector[: trained.dimension].astype(np.float64)
-        if vector.dtype == np.int64:
-            sites = len(self._job.manifest.roster)
-            change /= plan.coding(sites, order.value_range).values.scale
-        return after_round(decode_model(model, spec), self._decoded(own, trained), change, plan)
+        plan, spec = self._job.plan, spec_of(model)
+        return after_round(
+            decode_model(model, spec),
+            self._decoded(own, model_spec_of(spec, plan)),
+            vector,
+            plan,
+            sites=len(self._job.manifest.roster),
+            value_range=order.value_range,
+        )
 
     def write(self, arrays: Arrays | None) -> None:
         """Keep ``arrays``, durably."""

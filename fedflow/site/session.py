@@ -176,21 +176,20 @@ class Session:
                 vouches = await aside(self._services.exchange, following.prepare(order))
                 slot = labelled_hash("slot", job.digest + sequence.to_bytes(4, "big"))
                 self._services.facts.claim("order", slot, order.digest() + self._start)
-                if not order.invites(job.index):
+                if order.invites(job.index):
+                    await self._progress(order.round, "admitted")
+                    await take_part(
+                        self._services,
+                        job,
+                        order,
+                        self._site.dataset(job.dataset),
+                        self._progress,
+                        following,
+                        vouches=vouches,
+                        ahead=self._ahead,
+                    )
+                else:
                     log.info("order %d is for others", sequence)
-                    sequence += 1
-                    continue
-                await self._progress(order.round, "admitted")
-                await take_part(
-                    self._services,
-                    job,
-                    order,
-                    self._site.dataset(job.dataset),
-                    self._progress,
-                    following,
-                    vouches=vouches,
-                    ahead=self._ahead,
-                )
             except asyncio.CancelledError:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(FAREWELL_SECONDS):

@@ -57,7 +57,7 @@ class Work:
         self.comes_late = job.plan.is_asynchronous and kind is Kind.TRAIN
         own = kept.read()
         # Both are as large as the update, and only some strategies need them after training.
-        self._from = (model, own) if job.plan.keeps_at_sites else None
+        self._from = (model, own) if job.plan.keeps_at_sites and kind is Kind.TRAIN else None
 
         def start() -> asyncio.Future[npt.NDArray[Any]]:
             return asyncio.ensure_future(

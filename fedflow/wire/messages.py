@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Annotated, ClassVar
@@ -156,6 +157,10 @@ class Order(Message, type_id=4):
     def invites(self, site: int) -> bool:
         """Whether the site with this roster index is asked."""
         return not self.invited or site in self.invited
+
+    def asked(self, sites: Iterable[int]) -> set[int]:
+        """Those of ``sites`` that are asked."""
+        return set(sites).intersection(self.invited) if self.invited else set(sites)
 
     def digest(self) -> bytes:
         """The hash that names this order."""
