@@ -17,6 +17,7 @@ from benchmarks.utility.workloads import Linear, RandHie, Regression, rows
 from fedflow.crypto.csprng import Csprng
 from fedflow.learning import randhie
 from fedflow.learning.workload import PersonData, Persons, Workload, is_held_out
+from fedflow.simulation import partition
 
 IMAGES = 5_000  #: MNIST images at all sites together
 VALIDATION = 5_000  #: MNIST images kept apart from training: learning rates are chosen on them
@@ -147,8 +148,7 @@ def validating(setting: Setting) -> Setting:
 
 def shuffled(count: int, seed: int) -> NDArray[np.int64]:
     """The numbers below ``count`` in an order that follows from ``seed``."""
-    generator = Csprng.from_seed(seed.to_bytes(32, "big"))
-    return np.argsort(generator.uint64(count), kind="stable")
+    return partition.shuffled(count, Csprng.from_seed(seed.to_bytes(32, "big")))
 
 
 def deal(persons: Persons, sites: int) -> tuple[Persons, ...]:

@@ -16,7 +16,7 @@ from fedflow.coordinator.job import Job
 from fedflow.coordinator.secure_round import RoundResult
 from fedflow.errors import Misuse
 from fedflow.history import State
-from fedflow.learning.metrics import METRICS
+from fedflow.learning.metrics import verdict
 from fedflow.learning.plan import Plan
 from fedflow.learning.scoring import score_of
 from fedflow.secagg.quantise import decode_integers
@@ -80,10 +80,7 @@ class RoundRecord:
     @property
     def verdict(self) -> str:
         """The score as a person reads it: ``AUC 0.701 ± 0.012``; empty without one."""
-        if self.score is None:
-            return ""
-        label, error = METRICS[self.metric].label, self.score_stderr or 0.0
-        return f"{label} {self.score:.3f} ± {error:.3f}"
+        return "" if self.score is None else verdict(self.metric, self.score, self.score_stderr)
 
     def facts(self) -> dict[str, Any]:
         """As plain values, for the event log and the report."""

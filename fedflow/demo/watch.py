@@ -13,6 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from fedflow.learning.metrics import verdict
+
 _LEGS = {
     "order": ("training", "cyan"),
     "advert": ("training", "cyan"),
@@ -120,7 +122,7 @@ def _round_line(event: dict[str, Any]) -> str:
     total = len(event["sites"]) + sum(len(sites) for sites in gone)
     line = f"round {event['number']:>2} · {len(event['sites'])} of {total} sites"
     if event["score"] is not None:
-        line += f" · AUC {event['score']:.3f} ± {event['score_stderr']:.3f}"
+        line += f" · {verdict(event['metric'], event['score'], event['score_stderr'])}"
     line += f" · {event['seconds']:.1f} s"
     for label in event["dropped"]:
         recovered = ", its masks recovered" if label in event["recovered"] else ""

@@ -71,6 +71,11 @@ def _mse(total: _Sum, stddev: float) -> tuple[float, float]:
     return _share(lost, kept, stddev) if lost + kept > 0 else (1.0, 1.0)
 
 
+def verdict(metric: str, score: float, stderr: float | None) -> str:
+    """A score as a person reads it: ``AUC 0.701 ± 0.012``."""
+    return f"{METRICS[metric].label} {score:.3f} ± {stderr or 0.0:.3f}"
+
+
 METRICS: dict[str, Metric] = {
     "auc": Metric("AUC", True, _auc),
     "accuracy": Metric("accuracy", True, _accuracy),

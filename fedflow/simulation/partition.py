@@ -20,7 +20,7 @@ Parts = list[NDArray[np.int64]]
 def iid(rows: int, sites: int, csprng: Csprng) -> Parts:
     """Shuffled and dealt equally; sizes differ by one row at most."""
     _check(rows, sites)
-    return [np.sort(part) for part in np.array_split(_shuffled(rows, csprng), sites)]
+    return [np.sort(part) for part in np.array_split(shuffled(rows, csprng), sites)]
 
 
 def shards(labels: NDArray[np.generic], sites: int, per_site: int, csprng: Csprng) -> Parts:
@@ -31,9 +31,9 @@ def shards(labels: NDArray[np.generic], sites: int, per_site: int, csprng: Csprn
     count = sites * per_site
     _check(len(labels), count)
     # Shuffled first: rows of one label are in no order that anybody may have put them in.
-    order = _shuffled(len(labels), csprng)
+    order = shuffled(len(labels), csprng)
     pieces = np.array_split(order[np.argsort(labels[order], kind="stable")], count)
-    dealt = _shuffled(count, csprng)
+    dealt = shuffled(count, csprng)
     return [
         np.sort(np.concatenate([pieces[i] for i in dealt[s * per_site : (s + 1) * per_site]]))
         for s in range(sites)
@@ -53,7 +53,7 @@ def dirichlet(labels: NDArray[np.generic], sites: int, alpha: float, csprng: Csp
     parts: list[list[NDArray[np.int64]]] = [[] for _ in range(sites)]
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
-        rows = rows[_shuffled(len(rows), csprng)]
+        rows = rows[shuffled(len(rows), csprng)]
         shares = _gamma(alpha, sites, csprng)
         cuts = np.floor(np.cumsum(shares)[:-1] / shares.sum() * len(rows) + 0.5).astype(np.int64)
         for part, piece in zip(parts, np.split(rows, cuts), strict=True):
@@ -78,9 +78,9 @@ def _check(rows: int, pieces: int) -> None:
         raise Misuse(f"{rows} rows cannot be dealt to {pieces}")
 
 
-def _shuffled(count: int, csprng: Csprng) -> NDArray[np.int64]:
+def shuffled(count: int, csprng: Csprng) -> NDArray[np.int64]:
     """A random order of 0 to ``count`` - 1: that of 64 random bits each (a tie is no matter)."""
-    return np.argsort(np.frombuffer(csprng.bytes(8 * count), np.uint64), kind="stable")
+    return np.argsort(csprng.uint64(count), kind="stable")
 
 
 def _gamma(shape: float, count: int, csprng: Csprng) -> NDArray[np.float64]:
