@@ -88,6 +88,7 @@ class Workload(Protocol):
     #: Persons a typical site has. Divides the noisy sum of gradients at every site alike, so that
     #: learning rates keep their usual scale and no site's size enters its update.
     reference_persons: int
+    # For methods without a gradient it has ``features``, an int, and ``bounds``: they lie between.
     # Where features are tokens 0 to n - 1 a workload also has an int attribute ``vocabulary`` = n.
     #: Predicted probabilities between these two are told apart by metric "auc".
     score_range: tuple[float, float]
