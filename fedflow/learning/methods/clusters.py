@@ -78,7 +78,7 @@ def _nearness(candidates: Real, others: Real) -> Real:
 def distances(z: Real, centres: Real) -> Real:
     """Squared distances float64[N, k] of rows float64[N, F] to centres float64[k, F]."""
     out = (z * z).sum(axis=1)[:, None] - 2.0 * (z @ centres.T) + (centres * centres).sum(axis=1)
-    return np.maximum(out, 0.0)
+    return np.asarray(np.maximum(out, 0.0), np.float64)
 
 
 def nearest(z: Real, centres: Real) -> NDArray[np.int64]:
