@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: The tensor of a model file that has a place for every summed number.
 SUMS = "sums"
+#: The memory tensor that counts the sums of a :func:`running_mean`.
+ROUNDS = "~rounds"
 Real = NDArray[np.float64]
 Memory = Mapping[str, NDArray[np.float32]]
 
@@ -84,3 +86,10 @@ def row_weights(units: Persons) -> Real:
     """float64[P, R]: the rows of a unit share its weight of 1 equally, padding has none."""
     counts = np.maximum(units.mask.sum(axis=1, keepdims=True), 1)
     return np.asarray(units.mask / counts, np.float64)
+
+
+def running_mean(sums: NDArray[np.float32], memory: Memory, total: Real) -> None:
+    """Make ``sums`` the mean of all totals so far, in place; ``memory`` counts them."""
+    memory[ROUNDS][0] += 1
+    before = sums.astype(np.float64)
+    sums[:] = before + (total - before) / np.float64(memory[ROUNDS][0])

@@ -13,15 +13,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fedflow.errors import Misuse
-from fedflow.learning.methods.base import SUMS, Memory, Real, needs_features, row_weights
+from fedflow.errors import Misuse, Refusal
+from fedflow.learning.methods.base import (
+    ROUNDS,
+    SUMS,
+    Memory,
+    Real,
+    needs_features,
+    row_weights,
+    running_mean,
+)
 from fedflow.learning.model_file import Arrays
 
 if TYPE_CHECKING:
     from fedflow.learning.plan import Plan
     from fedflow.learning.workload import Persons, Workload
-
-ROUNDS = "~rounds"
 
 
 class Histogram:
@@ -29,6 +35,12 @@ class Histogram:
 
     def dimension(self, workload: Workload, plan: Plan) -> int:
         """See :class:`~fedflow.learning.methods.base.Method`."""
+        if getattr(workload, "columns", None) is not None:
+            raise Refusal(
+                "workload-unsuitable",
+                f"the columns of workload {workload.name!r} have bounds and categories of their"
+                ' own: strategy.name "moments" describes them',
+            )
         return needs_features(workload)[0] * (_bins(plan) + 1)
 
     def memory_sizes(self, plan: Plan, dimension: int) -> dict[str, int]:
@@ -53,9 +65,7 @@ class Histogram:
 
     def step(self, sums: NDArray[np.float32], memory: Memory, total: Real, plan: Plan) -> None:
         """The running mean of all sums so far."""
-        memory[ROUNDS][0] += 1
-        before = sums.astype(np.float64)
-        sums[:] = before + (total - before) / np.float64(memory[ROUNDS][0])
+        running_mean(sums, memory, total)
 
     def judged(
         self, workload: Workload, persons: Persons, state: Arrays, plan: Plan
