@@ -143,14 +143,17 @@ def _numeric(
     else:
         first = min(max(float(own[1]) / present, -1.0), 1.0)
         second = min(max(float(own[2]) / present, 0.0), 1.0)
-    deviation = math.sqrt(max(second - first * first, _SMALLEST_DEVIATION**2))
+    kept = np.where(bins > _FEW * noise, bins, 0.0)  # what may be noise alone has no place
+    # A scale that is too small blows up noise as if it were data; one standard error is the least.
+    unsure = noise / max(present, noise) * math.sqrt(1.0 + 4.0 * first * first)
+    deviation = math.sqrt(max(second - first * first, unsure, _SMALLEST_DEVIATION**2))
     return ColumnStatistics(
         column,
         missing,
         noise / units,
         mean=middle + half * first,
         deviation=half * deviation,
-        quantiles=tuple(quantile(bins, share, low, high) for share in QUANTILES),
+        quantiles=tuple(quantile(kept, share, low, high) for share in QUANTILES),
     )
 
 
