@@ -13,11 +13,13 @@ that are not kept become "other". Data that miss values without such a section a
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from fedflow.errors import Refusal
+from fedflow.errors import Misuse, Refusal
 from fedflow.learning.methods.columns import Column, columns_of
 from fedflow.learning.plan import Plan
 from fedflow.learning.plan_sections import ColumnSection, PreprocessingSection
@@ -71,6 +73,27 @@ def prepared(persons: Persons, plan: Plan, workload: Workload) -> Persons:
     x = _filled(persons.x, columns_of(workload), plan.preprocessing)
     x[~persons.mask] = 0.0
     return replace(persons, x=x)
+
+
+class Prepared:
+    """A workload whose data are prepared already, for a plan without the section: simulations."""
+
+    def __init__(self, inner: Workload) -> None:
+        self.name, self.unit_column = inner.name, inner.unit_column
+        self.reference_persons, self.score_range = inner.reference_persons, inner.score_range
+        self._inner = inner
+
+    def build_model(self) -> torch.nn.Module:
+        """The inner workload's."""
+        return self._inner.build_model()
+
+    def load(self, path: str | Path) -> PersonData:
+        """Misuse: what is in a file is not prepared."""
+        raise Misuse("a workload of prepared data has no files")
+
+    def loss(self, scores: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """The inner workload's."""
+        return self._inner.loss(scores, y)
 
 
 def prepared_features(columns: tuple[Column, ...]) -> int:

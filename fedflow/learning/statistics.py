@@ -143,7 +143,7 @@ def _numeric(
     else:
         first = min(max(float(own[1]) / present, -1.0), 1.0)
         second = min(max(float(own[2]) / present, 0.0), 1.0)
-    kept = np.where(bins > _FEW * noise, bins, 0.0)  # what may be noise alone has no place
+    kept = _inner(bins, _FEW * noise)
     # A scale that is too small blows up noise as if it were data; one standard error is the least.
     unsure = noise / max(present, noise) * math.sqrt(1.0 + 4.0 * first * first)
     deviation = math.sqrt(max(second - first * first, unsure, _SMALLEST_DEVIATION**2))
@@ -155,6 +155,16 @@ def _numeric(
         deviation=half * deviation,
         quantiles=tuple(quantile(kept, share, low, high) for share in QUANTILES),
     )
+
+
+def _inner(bins: NDArray[np.float64], least: float) -> NDArray[np.float64]:
+    """``bins`` from the first to the last above ``least``; the tails may be noise, and are zero."""
+    sure = np.flatnonzero(bins > least)
+    out = np.zeros_like(bins)
+    if sure.size:
+        inside = slice(sure[0], sure[-1] + 1)
+        out[inside] = bins[inside]
+    return out
 
 
 def _short(value: float) -> float:

@@ -58,10 +58,10 @@ def _row(each: ColumnStatistics) -> dict[str, Any]:
             | dict.fromkeys(("mean", "deviation", "1 %", "50 %", "99 %"), "")
             | {"categories": f"{len(each.kept)} of {each.column.categories}: {kept}"}
         )
-    low, middle, high = (f"{value:.4g}" for value in each.quantiles)
+    low, middle, high = (f"{value:.5g}" for value in each.quantiles)
     return row | {
-        "mean": f"{each.mean:.4g}",
-        "deviation": f"{each.deviation:.4g}",
+        "mean": f"{each.mean:.5g}",
+        "deviation": f"{each.deviation:.5g}",
         "1 %": low,
         "50 %": middle,
         "99 %": high,
