@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from benchmarks.data.fetch import DataMissing
 from benchmarks.figures import Report, Row, add_form_options, machine, say, show
 from benchmarks.learning.boston import boston_rows
+from benchmarks.learning.missing import missing_rows
 from benchmarks.learning.rounds import round_rows
 from benchmarks.utility.report import Amount
 from fedflow.errors import Aborted, Refusal, Violation
@@ -17,6 +18,7 @@ LIBRARIES = ("numpy", "torch")
 PARTS: Mapping[str, Callable[[Amount], Iterator[Row]]] = {
     "rounds": round_rows,
     "boston": boston_rows,
+    "missing": missing_rows,
 }
 
 EXAMPLES = """examples:

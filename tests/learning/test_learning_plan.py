@@ -230,6 +230,7 @@ def test_every_field_changes_the_digest():
                 "proximal": 0.5,
                 "selection": "budget",
                 "strata": ("north-*",),
+                "columns": ({"name": "age", "fill": 0.0},),
                 "max_seconds": 60.0,
                 "target": 0.5,
                 "patience": 3,
