@@ -133,7 +133,8 @@ REGRESSORS = (
 def features(x: NDArray[np.float32], rich: bool) -> NDArray[np.float32]:
     """Public functions of the scaled columns: float32[N, 7], or [N, 21] with products."""
     column = {
-        name: x[:, at] * scale + centre for at, (name, (centre, scale)) in enumerate(COLUMNS.items())
+        name: x[:, at] * scale + centre
+        for at, (name, (centre, scale)) in enumerate(COLUMNS.items())
     }
     scaled = dict(zip(COLUMNS, x.T, strict=True))
     poor = np.log(np.maximum(column["LSTAT"], 1.0) / 12.0)
