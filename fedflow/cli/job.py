@@ -12,6 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fedflow.cli.learned import show_learned
 from fedflow.coordinator.settings import open_coordinator
 from fedflow.errors import InputError, Refusal
 from fedflow.federation.authority import DAY, AuthorityFolder, changing, open_authority
@@ -32,6 +33,9 @@ from fedflow.settings_file import read_text
 app = typer.Typer(help="Make jobs, publish them, see how they stand.", no_args_is_help=True)
 Coordinator = Annotated[Path, typer.Option("--coordinator", help="The coordinator's folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print facts for machines.")]
+app.command("learned", epilog="Example: fedflow job learned spring-1 --coordinator ./coordinator")(
+    show_learned
+)
 
 
 @app.command(

@@ -41,6 +41,7 @@ COMMANDS = [
     ("job", "publish"),
     ("job", "list"),
     ("job", "show"),
+    ("job", "learned"),
     ("ledger", "show"),
     ("ledger", "verify"),
     ("ledger", "export"),
