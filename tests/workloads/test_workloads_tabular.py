@@ -10,13 +10,16 @@ from opacus.validators import ModuleValidator
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "learning"))
 
-from table_fixtures import COLUMNS, WORKLOAD, rows_of, training, write
+from table_fixtures import COLUMNS, WORKLOAD, found, rows_of, run, training, weighted, write
 
 from fedflow.errors import InputError, Misuse
 from fedflow.learning import randhie
+from fedflow.learning.baselines import pooled_holdout
 from fedflow.learning.clipping import check_trainable
+from fedflow.learning.evaluation import exact_score
 from fedflow.learning.plan import load_plan
 from fedflow.learning.preprocessing import prepared_data
+from fedflow.learning.statistics import section_of
 from fedflow.learning.workload import Workload, initial_model
 from fedflow.workloads.tabular import Categorical, Numeric, Tabular, randhie_table
 
@@ -41,10 +44,10 @@ def test_cells_become_numbers_codes_or_missing(tmp_path):
         row |= {"who": "x", "age": age, "ward": ward}
     data = table().load(write(tmp_path / "t.csv", rows))
     (part,) = [p for p in (data.train, data.holdout) if "x" in p.ids]
-    found = part.x[part.ids.index("x")]
-    assert np.isnan(found[0, 0])
-    assert found[1, 0] == 30.5
-    assert found[:, 1].tolist() == [2, 3], "a word on no list is 'other'"
+    read = part.x[part.ids.index("x")]
+    assert np.isnan(read[0, 0])
+    assert read[1, 0] == 30.5
+    assert read[:, 1].tolist() == [2, 3], "a word on no list is 'other'"
     assert set(np.unique(data.train.x[:, :, 2])) <= {0, 1, 2, 3}
     again = table().load(write(tmp_path / "u.csv", rows[::-1]))
     assert sorted(again.train.ids) == sorted(data.train.ids)
@@ -135,3 +138,31 @@ def test_the_packaged_table_has_missing_cells_and_its_plan_fills_them(tmp_path, 
         assert np.isfinite(part.x).all()
         assert low <= part.x.min()
         assert part.x.max() <= high
+
+
+def test_the_packaged_plans_describe_the_table_and_learn_from_it(tmp_path, request):
+    plans = request.config.rootpath / "flows" / "plans"
+    describing, training_plan = (
+        load_plan(plans / f"{name}.toml") for name in ("preprocessing", "tabular")
+    )
+    sites = {}
+    for label, rows in randhie.partition_sites(randhie.vendored_table()).items():
+        (tmp_path / f"{label}.csv").write_bytes(rows)
+        sites[label] = randhie_table.load(tmp_path / f"{label}.csv")
+    parts = list(sites.values())
+    columns = found(parts, describing, randhie_table)
+    values, shares = weighted(parts, 7)
+    missing = np.average(np.isnan(values), weights=shares)
+    # five standard errors of the noise: wrong once in two million runs
+    assert columns[7].missing == pytest.approx(missing, abs=5 * columns[7].error)
+    assert columns[7].error < 0.01
+    written = training_plan.preprocessing.columns
+    for column, now, then in zip(
+        randhie_table.columns, section_of(columns).columns, written, strict=True
+    ):
+        assert now.fill == pytest.approx(then.fill, abs=0.05 * (column.high - column.low))
+    short = training_plan.model_copy(
+        update={"plan": training_plan.plan.model_copy(update={"rounds": 10})}
+    )
+    state = run(parts, short, randhie_table)
+    assert exact_score(randhie_table, pooled_holdout(sites), state, short) > 0.65
