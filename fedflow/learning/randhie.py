@@ -95,6 +95,7 @@ class RandHie:
     """The workload ``randhie``."""
 
     name = "randhie"
+    dataset = "randhie"  # decides who is held out, also for other workloads on these rows
     unit_column = "zper"
     reference_persons = 800
     score_range = (0.4, 0.95)  # visits are common: about two person-years in three have one
@@ -111,7 +112,7 @@ class RandHie:
             features(table),
             table.numbers(LABEL, choices=(0.0, 1.0)).astype(np.float32),
             table.identifiers(self.unit_column),
-            dataset=self.name,
+            dataset=self.dataset,
             max_rows=MAX_ROWS,
             where=table.where,
         )
