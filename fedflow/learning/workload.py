@@ -106,11 +106,16 @@ class Workload(Protocol):
         """Loss per row, [B, R], from the model's ``scores`` and ``y`` as in :class:`Persons`."""
 
 
+def installed_workloads() -> list[str]:
+    """The names of all installed workloads."""
+    return sorted(metadata.entry_points(group=ENTRY_POINTS).names)
+
+
 def find_workload(name: str) -> Workload:
     """The installed workload of this name; Refusal "unknown-workload" when there is not one."""
     found = [e for e in metadata.entry_points(group=ENTRY_POINTS) if e.name == name]
     if len(found) != 1:
-        known = ", ".join(sorted(metadata.entry_points(group=ENTRY_POINTS).names)) or "none"
+        known = ", ".join(installed_workloads()) or "none"
         what = "is not installed here" if not found else "is installed more than once"
         raise Refusal("unknown-workload", f"workload {name!r} {what} (installed: {known})")
     workload = found[0].load()

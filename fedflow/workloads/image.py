@@ -49,9 +49,9 @@ class TanhCnn(torch.nn.Module):
         self.last = torch.nn.Linear(32, classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Pixels in rows, then columns, then channels."""
+        """One channel after the other, each row by row."""
         pool = torch.nn.functional.max_pool2d
-        planes = x.reshape(-1, self.side, self.side, self.channels).movedim(-1, 1)
+        planes = x.reshape(-1, self.channels, self.side, self.side)
         planes = pool(torch.tanh(self.first(planes)), 2, 1)
         planes = pool(torch.tanh(self.second(planes)), 2, 1)
         scores: torch.Tensor = self.last(torch.tanh(self.third(planes.flatten(1))))
@@ -79,7 +79,6 @@ class Images:
         where = str(path)
         tensors = _read(where)
         images, labels = _tensor(tensors, "images", where), _tensor(tensors, "labels", where)
-        pixels = self.side * self.side * self.channels
         shapes = [(self.side, self.side, self.channels)]
         shapes += [(self.side, self.side)] if self.channels == 1 else []
         if images.dtype != np.uint8 or images.shape[1:] not in shapes:
@@ -96,8 +95,9 @@ class Images:
             raise InputError(
                 what, where=where, field="tensor ids", allowed=f"int64[{len(images)}]"
             )
+        planes = images.reshape(-1, self.side * self.side, self.channels).swapaxes(1, 2)
         return group_by_person(
-            images.reshape(len(images), pixels).astype(np.float32) / np.float32(255.0),
+            planes.reshape(len(images), -1).astype(np.float32) / np.float32(255.0),
             labels.astype(np.float32),
             [str(i) for i in (range(len(images)) if ids is None else ids.tolist())],
             dataset=self.name,

@@ -3,7 +3,7 @@
 The task is that of LEAF (Caldas et al., arXiv:1812.01097) and McMahan et al. (AISTATS 2017): each
 role of each play is a person. The network is a small one of Bai, Kolter and Koltun, "An empirical
 evaluation of generic convolutional and recurrent networks for sequence modeling" (2018): dilated
-convolutions that see 31 characters back. (torch's own LSTM has no gradient per unit; Opacus' takes
+convolutions that see 15 characters. (torch's own LSTM has no gradient per unit; Opacus' takes
 a Python step per character.)
 
 Data: one UTF-8 text file per site; each line is a role's name, a tab, and a speech, one line per
@@ -28,19 +28,19 @@ from fedflow.learning.workload import PersonData, group_by_person
 #: LEAF's characters without its brackets and digits that plays seldom have. 0 is any other.
 ALPHABET = " !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz"
 VOCABULARY = 1 + len(ALPHABET)
-WINDOW, MAX_ROWS = 80, 16
+WINDOW, MAX_ROWS = 80, 8
 WIDTH = 64
 _NUMBER = {character: number for number, character in enumerate(ALPHABET, 1)}
 
 
 class CausalConvolutions(torch.nn.Module):
-    """Tokens [B, R, T] to scores [B, R, T, VOCABULARY], each from itself and the 30 before."""
+    """Tokens [B, R, T] to scores [B, R, T, VOCABULARY], each from itself and the 14 before."""
 
     def __init__(self) -> None:
         super().__init__()
         self.embed = torch.nn.Embedding(VOCABULARY, WIDTH)
         self.convolutions = torch.nn.ModuleList(
-            torch.nn.Conv1d(WIDTH, WIDTH, 3, dilation=dilation) for dilation in (1, 2, 4, 8)
+            torch.nn.Conv1d(WIDTH, WIDTH, 3, dilation=dilation) for dilation in (1, 2, 4)
         )
         self.head = torch.nn.Linear(WIDTH, VOCABULARY)
 
