@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.utils import skip_init
 
 from benchmarks.data.mnist import SIDE, load_mnist
 from benchmarks.utility.settings import pixels, take
@@ -21,6 +19,7 @@ from fedflow.coordinator.selection import select_sites
 from fedflow.crypto.csprng import Csprng
 from fedflow.learning.evaluation import exact_score
 from fedflow.learning.plan import Plan
+from fedflow.learning.public_weights import public_model
 from fedflow.learning.workload import PersonData, Persons
 from fedflow.simulation import partition
 from fedflow.simulation.federation import Federation
@@ -34,18 +33,12 @@ NORM, RANGE = 50.0, 2.0
 class TwoHidden(torch.nn.Module):
     """Two hidden layers of 200 units with ReLU: 199,210 parameters, [.., 784] to [.., 10]."""
 
-    def __init__(self, csprng: Csprng) -> None:
+    def __init__(self) -> None:
         super().__init__()
         sizes = (SIDE * SIDE, HIDDEN, HIDDEN, DIGITS)
         self.layers = torch.nn.ModuleList(
-            skip_init(torch.nn.Linear, a, b)  # type: ignore[no-untyped-call]
-            for a, b in itertools.pairwise(sizes)
+            torch.nn.Linear(a, b) for a, b in itertools.pairwise(sizes)
         )
-        with torch.no_grad():
-            for parameter in self.parameters():
-                inputs = parameter.shape[-1] if parameter.ndim > 1 else SIDE * SIDE
-                drawn = (2.0 * csprng.uniform(parameter.numel()) - 1.0) / math.sqrt(inputs)
-                parameter.copy_(torch.from_numpy(drawn).view_as(parameter))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.layers[:-1]:
@@ -61,7 +54,7 @@ class Digits(Classifier):
         super().__init__("mnist-2nn", reference_persons)
 
     def build_model(self) -> torch.nn.Module:
-        return TwoHidden(Csprng.from_seed(bytes(32)))
+        return public_model(TwoHidden)
 
 
 @functools.cache
