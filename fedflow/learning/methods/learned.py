@@ -57,15 +57,23 @@ def feature_names(workload: Workload) -> tuple[str, ...]:
 def _kmeans(state: Arrays, workload: Workload, plan: Plan) -> list[LearnedTable]:
     centres, people = centres_of(state, workload, plan)
     names = feature_names(workload)
-    rows = [(name, *map(float, row)) for name, row in zip(names, centres.T, strict=True)]
-    return [_by_cluster("centres", [("units", *map(float, people)), *rows])]
+    rows: list[tuple[Cell, ...]] = [
+        (name, *map(float, row)) for name, row in zip(names, centres.T, strict=True)
+    ]
+    rows.insert(0, ("units", *map(float, people)))
+    return [_by_cluster("centres", rows)]
 
 
 def _prototypes(state: Arrays, workload: Workload, plan: Plan) -> list[LearnedTable]:
     prototypes, targets, people = prototypes_of(state, workload, plan)
-    head = [("units", *map(float, people)), ("target", *map(float, targets))]
+    head: list[tuple[Cell, ...]] = [
+        ("units", *map(float, people)),
+        ("target", *map(float, targets)),
+    ]
     names = feature_names(workload)
-    rows = [(name, *map(float, row)) for name, row in zip(names, prototypes.T, strict=True)]
+    rows: list[tuple[Cell, ...]] = [
+        (name, *map(float, row)) for name, row in zip(names, prototypes.T, strict=True)
+    ]
     return [_by_cluster("prototypes", [*head, *rows])]
 
 
