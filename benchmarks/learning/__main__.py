@@ -8,12 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.figures import Report, machine, show
+from benchmarks.learning.dirichlet import dirichlet_rows
 from benchmarks.learning.plot import drawn
 from benchmarks.learning.rounds import iid_rows, shard_rows
+from benchmarks.learning.straggler import straggler_rows
 from benchmarks.parts import Parts, add_part_options, rows_of, status_of
 
 LIBRARIES = ("numpy", "torch")
-PARTS: Parts = {"rounds": iid_rows, "shards": shard_rows}
+PARTS: Parts = {
+    "rounds": iid_rows,
+    "shards": shard_rows,
+    "dirichlet": dirichlet_rows,
+    "straggler": straggler_rows,
+}
 
 EXAMPLES = """examples:
   make data-mnist                                 the data, once

@@ -152,11 +152,18 @@ class Run:
 
 
 def federated(
-    plan: Plan, sites: list[PersonData], most: int, seed: int, *, secure: bool, every: int = 1
+    plan: Plan,
+    sites: list[PersonData],
+    most: int,
+    seed: int,
+    *,
+    secure: bool,
+    every: int = 1,
+    hidden: int = HIDDEN,
 ) -> Run:
     """A federation that has not begun."""
     csprng = Csprng.from_seed((seed + 2_000).to_bytes(32, "big"))
-    workload = Digits(max(1, sum(len(site.train) for site in sites) // len(sites)))
+    workload = Digits(max(1, sum(len(site.train) for site in sites) // len(sites)), hidden)
     return Run(
         plan,
         Federation(workload, sites, plan, csprng, secure=secure),

@@ -80,7 +80,7 @@ def iid_rows(amount: Amount) -> Iterator[Row]:
 
 
 def shard_rows(amount: Amount) -> Iterator[Row]:
-    """Every site has two shards of images sorted by label. Nothing with ``quick``: it takes long."""
+    """Every site has two shards of images sorted by label; not with ``quick``, it takes long."""
     return _rows(() if amount.quick else SHARDS, amount)
 
 
