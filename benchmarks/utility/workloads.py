@@ -107,9 +107,7 @@ def points(workload: Workload, test: Persons, arrays: Arrays) -> float:
     """The score of a model: accuracy in per cent, 100 times the AUC, or 100 times R squared."""
     judged = None
     if isinstance(workload, randhie.RandHie):
-        judged: EvaluationSection | None = EvaluationSection(
-            every=1, metric="auc", bins=10, noise_multiplier=1.0
-        )
+        judged = EvaluationSection(every=1, metric="auc", bins=10, noise_multiplier=1.0)
     elif isinstance(workload, Classifier):
         judged = EvaluationSection(every=1, metric="accuracy", noise_multiplier=1.0)
     scores, y = model_scores(workload, arrays, test), torch.from_numpy(test.y)
