@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.figures import Report, machine, show
+from benchmarks.learning.boston import boston_rows
 from benchmarks.learning.dirichlet import dirichlet_rows
 from benchmarks.learning.plot import drawn
 from benchmarks.learning.rounds import iid_rows, shard_rows
@@ -20,12 +21,13 @@ PARTS: Parts = {
     "shards": shard_rows,
     "dirichlet": dirichlet_rows,
     "straggler": straggler_rows,
+    "boston": boston_rows,
 }
 
 EXAMPLES = """examples:
   make data-mnist                                 the data, once
   python -m benchmarks.learning --quick           small, some minutes
-  python -m benchmarks.learning --only rounds     one part; all are hours
+  python -m benchmarks.learning --only rounds     one part; 10 minutes
   python -m benchmarks.learning.plot ROWS.json    draw the curves of earlier runs
 """
 
@@ -34,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     """All options."""
     made = argparse.ArgumentParser(
         "python -m benchmarks.learning",
-        description="How fast and how well methods learn, with secure aggregation on.",
+        description="How fast and how well methods learn.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -148,7 +148,7 @@ class Run:
     def score(self) -> float:
         """Accuracy on the test images, 0 to 1."""
         model = self.federation.model()
-        return exact_score(self.federation.workload, self.test, model, self.plan.evaluation)
+        return exact_score(self.federation.workload, self.test, model, self.plan)
 
 
 def federated(

@@ -23,7 +23,7 @@ from fedflow.errors import Aborted
 from fedflow.exchange import layout
 from fedflow.learning.evaluation import exact_score
 from fedflow.learning.model_file import decode_model
-from fedflow.learning.server_state import parameters, state_spec
+from fedflow.learning.server_state import state_spec
 from fedflow.learning.workload import Persons, model_spec
 from fedflow.wire.messages import Kind
 
@@ -47,8 +47,8 @@ async def timed(folder: Path, target: float, rows: Persons) -> list[tuple[float,
         runner.record(RoundRecord(number=number, attempts=1), result)
         seconds = time.monotonic() - began
         data = runner.coordinator.exchange.get(layout.blob(JOB, digest))
-        model = parameters(decode_model(data or b"", spec))
-        curve.append((seconds, 100.0 * exact_score(workload, rows, model, plan.evaluation)))
+        state = decode_model(data or b"", spec)
+        curve.append((seconds, 100.0 * exact_score(workload, rows, state, plan)))
         if curve[-1][1] >= target:
             break
         runner.checkpoint()

@@ -88,6 +88,9 @@ class Workload(Protocol):
     #: Persons a typical site has. Divides the noisy sum of gradients at every site alike, so that
     #: learning rates keep their usual scale and no site's size enters its update.
     reference_persons: int
+    # For methods without a gradient it has ``features``, an int, and ``bounds``: they lie between;
+    # for regression ``target_bounds``; where the target is a class its number of ``classes``; for
+    # people ``feature_names``, one for each feature.
     # Where features are tokens 0 to n - 1 a workload also has an int attribute ``vocabulary`` = n.
     #: Predicted probabilities between these two are told apart by metric "auc".
     score_range: tuple[float, float]

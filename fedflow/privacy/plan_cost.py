@@ -110,7 +110,12 @@ def partition(plan: Plan, purpose: str) -> str:
 
 
 def evaluations(plan: Plan, rounds: int) -> int:
-    """How many evaluations the first ``rounds`` rounds contain; one where nothing is trained."""
+    """How many evaluations the first ``rounds`` rounds contain; one where nothing is trained.
+
+    None where data are only described.
+    """
+    if plan.is_describing:
+        return 0
     if plan.plan.rounds == 0:
         return 1
     last = rounds == plan.plan.rounds and rounds % plan.evaluation.every != 0

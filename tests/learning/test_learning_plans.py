@@ -72,6 +72,6 @@ def test_a_plan_learns(request, sites, name):
         randhie.workload,
         pooled_holdout(dict(enumerate(sites))),
         federation.model(),
-        plan.evaluation,
+        plan,
     )
     assert score > (0.55 if name == "randhie-summed" else 0.64)
