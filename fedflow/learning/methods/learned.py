@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from fedflow.errors import Refusal
-from fedflow.learning.methods.base import needs_features
+from fedflow.learning.methods.base import Real, needs_features
 from fedflow.learning.methods.histogram import class_counts, class_weights, counts, quantile
 from fedflow.learning.methods.kmeans import centres_of
 from fedflow.learning.methods.linear import coefficients
@@ -57,24 +57,18 @@ def feature_names(workload: Workload) -> tuple[str, ...]:
 def _kmeans(state: Arrays, workload: Workload, plan: Plan) -> list[LearnedTable]:
     centres, people = centres_of(state, workload, plan)
     names = feature_names(workload)
-    rows: list[tuple[Cell, ...]] = [
-        (name, *map(float, row)) for name, row in zip(names, centres.T, strict=True)
-    ]
-    rows.insert(0, ("units", *map(float, people)))
-    return [_by_cluster("centres", rows)]
+    return [_by_cluster("centres", [_row("units", people), *map(_row, names, centres.T)])]
 
 
 def _prototypes(state: Arrays, workload: Workload, plan: Plan) -> list[LearnedTable]:
     prototypes, targets, people = prototypes_of(state, workload, plan)
-    head: list[tuple[Cell, ...]] = [
-        ("units", *map(float, people)),
-        ("target", *map(float, targets)),
-    ]
+    head = [_row("units", people), _row("target", targets)]
     names = feature_names(workload)
-    rows: list[tuple[Cell, ...]] = [
-        (name, *map(float, row)) for name, row in zip(names, prototypes.T, strict=True)
-    ]
-    return [_by_cluster("prototypes", [*head, *rows])]
+    return [_by_cluster("prototypes", [*head, *map(_row, names, prototypes.T)])]
+
+
+def _row(name: str, values: Real) -> tuple[Cell, ...]:
+    return (name, *map(float, values))
 
 
 def _by_cluster(title: str, rows: list[tuple[Cell, ...]]) -> LearnedTable:

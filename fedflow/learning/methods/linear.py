@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 #: The constant beside features between -1 and 1. Half of their largest, as they are mostly smaller:
 #: the norm that a unit is clipped to serves all of them.
 INTERCEPT = 0.5
+#: What X'y is multiplied by before all is clipped together. It has far fewer numbers than X'X, so
+#: its noise is made smaller for very little (AdaSSP divides the budget to that end).
+TARGET = 2.0
 #: Eigenvalues below this share of the largest are taken as none.
 _SMALLEST = 1e-9
 
@@ -59,7 +62,7 @@ class Coefficients(NamedTuple):
 class Linear:
     """``strategy.name = "linear"``: d = p(p + 1)/2 + p + 1 with p = F + 1, the constant first.
 
-    The upper triangle of X'X row by row, then X'y, then y'y; features and target with their bounds
+    The upper triangle of X'X row by row, then 2 X'y, then y'y; features and target with their bounds
     at -1 and 1. Rows of a unit share its weight.
     """
 
@@ -84,7 +87,7 @@ class Linear:
         z, weights = _with_constant(to_unit(units.x, low, high)), row_weights(units)
         squares = np.einsum("pr,pri,prj->pij", weights, z, z, optimize=True)
         upper = np.triu_indices(z.shape[2])
-        products = np.einsum("pr,pri,pr->pi", weights, z, y, optimize=True)
+        products = TARGET * np.einsum("pr,pri,pr->pi", weights, z, y, optimize=True)
         last = (weights * y * y).sum(axis=1, keepdims=True)
         return np.concatenate([squares[:, upper[0], upper[1]], products, last], axis=1)
 
@@ -135,7 +138,7 @@ def _solved(state: Arrays, plan: Plan) -> tuple[Real, float, float]:
     values = np.maximum(values, 0.0)
     smallest = _SMALLEST * max(float(values.max(initial=0.0)), 1e-300)
     inverse = np.where(values + ridge > smallest, 1.0 / np.maximum(values + ridge, smallest), 0.0)
-    products = sums[len(upper[0]) : len(upper[0]) + p]
+    products = sums[len(upper[0]) : len(upper[0]) + p] / TARGET
     return vectors @ (inverse * (vectors.T @ products)), noise, ridge
 
 
