@@ -99,7 +99,7 @@ HOSTS = {
     "direct": (),
 }
 #: Mails of one person that a site keeps: a feed of hundreds would be most of what it has.
-MOST_OF_ONE = 16
+MOST_OF_ONE = 4
 
 
 def dealt(mails: list[Mail]) -> dict[str, list[Mail]]:

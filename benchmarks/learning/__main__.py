@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks.figures import Report, machine, show
 from benchmarks.learning.boston import boston_rows
 from benchmarks.learning.dirichlet import dirichlet_rows
+from benchmarks.learning.mails import mail_rows
 from benchmarks.learning.missing import missing_rows
 from benchmarks.learning.plot import drawn
 from benchmarks.learning.rounds import iid_rows, shard_rows
@@ -24,6 +25,7 @@ PARTS: Parts = {
     "straggler": straggler_rows,
     "boston": boston_rows,
     "missing": missing_rows,
+    "mails": mail_rows,
 }
 
 EXAMPLES = """examples:

@@ -67,7 +67,6 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 class Frozen(torch.nn.Module):
     """Embeddings and the first layers: token ids [N, T] to float32[N, T, WIDTH], without gradient.
-
     Remembers what it made of a text, in this process only. A copy remembers nothing.
     """
 
@@ -83,15 +82,15 @@ class Frozen(torch.nn.Module):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Hidden states of the frozen layers, each text computed once."""
         keys = [row.numpy().tobytes() for row in tokens.to(torch.int32)]
-        new = [i for i, key in enumerate(keys) if key not in self._made]
+        new = list({key: i for i, key in enumerate(keys) if key not in self._made}.values())
         made: dict[bytes, torch.Tensor] = {}
         for at in range(0, len(new), _AT_ONCE):
             some = new[at : at + _AT_ONCE]
             for i, features in zip(some, self._features(tokens[some]), strict=True):
                 made[keys[i]] = features.clone()
-        out = [made[key] if key in made else self._made[key] for key in keys]
         if len(self._made) + len(made) <= _KEPT:
             self._made |= made
+        out = [made[key] if key in made else self._made[key] for key in keys]
         return torch.stack(out) if out else torch.zeros(0, tokens.shape[1], WIDTH)
 
     def _features(self, tokens: torch.Tensor) -> torch.Tensor:

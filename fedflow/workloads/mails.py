@@ -22,7 +22,7 @@ from fedflow.learning.table import Table
 from fedflow.learning.workload import PersonData, group_by_person
 from fedflow.workloads import encoder
 
-TOKENS = 64  #: of a mail; what is longer is cut
+TOKENS = 128  #: of a mail; what is longer is cut
 MAX_ROWS = 64
 LAYERS = 1  #: how many of the six layers have LoRA
 #: Characters of a mail that are looked at: enough for all tokens.
@@ -34,7 +34,7 @@ class Mails:
 
     name = "mails"
     unit_column = "person"
-    reference_persons = 800
+    reference_persons = 550
     score_range = (0.0, 1.0)
     vocabulary = encoder.VOCABULARY
 
