@@ -24,6 +24,7 @@ from fedflow.learning.methods import method_of
 from fedflow.learning.model_file import Arrays
 from fedflow.learning.plan import Plan
 from fedflow.learning.plan_sections import EvaluationSection
+from fedflow.learning.preprocessing import prepared
 from fedflow.learning.scoring import GRID, SITE_GRID, noise_share_stddev
 from fedflow.learning.server_state import parameters
 from fedflow.learning.workload import PersonData, Persons, Workload, model_with, units_of
@@ -39,7 +40,7 @@ def score_counts(
 ) -> NDArray[np.int64]:
     """What ``persons`` put in the sum of :mod:`fedflow.learning.metrics`, int64[n] in grid units.
 
-    Not private by itself; see :func:`noisy_counts`.
+    They are prepared already. Not private by itself; see :func:`noisy_counts`.
     """
     persons = units_of(persons, plan.privacy.unit)
     scores, target = _judged(workload, persons, state, plan)
@@ -70,8 +71,10 @@ def noisy_counts(
 def exact_score(workload: Workload, persons: Persons, state: Arrays, plan: Plan) -> float:
     """The metric of ``[evaluation]`` over all rows, without bins or noise.
 
-    Every person weighs the same. Not private: baselines only.
+    Every person weighs the same. ``persons`` as the workload loads them. Not private: baselines
+    only.
     """
+    persons = prepared(persons, plan, workload)
     scores, target = _judged(workload, persons, state, plan)
     return score_of_rows(scores, target, persons.mask, plan.evaluation)
 

@@ -24,6 +24,7 @@ from fedflow.learning.plan_sections import (
     MethodSection,
     ParticipationSection,
     PlanSection,
+    PreprocessingSection,
     PrivacySection,
     Section,
     SecureAggregationSection,
@@ -53,6 +54,7 @@ class Plan(Section):
     participation: ParticipationSection = ParticipationSection()
     strategy: StrategySection
     method: MethodSection = MethodSection()
+    preprocessing: PreprocessingSection = PreprocessingSection()
     training: TrainingSection
     privacy: PrivacySection
     evaluation: EvaluationSection = _NEVER_SCORED
@@ -140,6 +142,11 @@ class Plan(Section):
     def is_describing(self) -> bool:
         """Whether the job only describes data: there is no model to score."""
         return self.strategy.name in DESCRIBING
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether ``[preprocessing]`` is there."""
+        return bool(self.preprocessing.columns)
 
     @property
     def is_scored(self) -> bool:

@@ -13,6 +13,7 @@ from fedflow.learning.methods.base import SUMS, Method, needs_features, unit_bat
 from fedflow.learning.methods.histogram import Histogram
 from fedflow.learning.methods.kmeans import KMeans
 from fedflow.learning.methods.linear import Linear
+from fedflow.learning.methods.moments import Moments
 from fedflow.learning.methods.prototypes import Prototypes
 from fedflow.learning.plan import Plan
 
@@ -22,6 +23,7 @@ _METHODS: dict[str, Method] = {
     "histogram": Histogram(),
     "kmeans": KMeans(),
     "linear": Linear(),
+    "moments": Moments(),
     "prototypes": Prototypes(),
 }
 

@@ -43,6 +43,12 @@ class Histogram:
 
     def dimension(self, workload: Workload, plan: Plan) -> int:
         """See :class:`~fedflow.learning.methods.base.Method`."""
+        if getattr(workload, "columns", None) is not None:
+            raise Refusal(
+                "workload-unsuitable",
+                f"the columns of workload {workload.name!r} have bounds and categories of their"
+                ' own: strategy.name "moments" describes them',
+            )
         return needs_features(workload)[0] * (_bins(plan) + 1) + _classes(workload)
 
     def memory_sizes(self, plan: Plan, dimension: int) -> dict[str, int]:
