@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.data.mnist import SIDE, load_mnist
-from benchmarks.utility.settings import pixels, take
+from benchmarks.utility.settings import pixels
 from benchmarks.utility.workloads import DIGITS, Classifier
 from fedflow.coordinator.selection import select_sites
 from fedflow.crypto.csprng import Csprng
@@ -77,8 +77,8 @@ def dealt(how: str, most: int, sites: int, seed: int) -> list[PersonData]:
     else:
         parts = partition.dirichlet(labels, sites, float(how.removeprefix("dirichlet")), csprng)
     nobody: NDArray[np.int64] = np.zeros(0, np.int64)
-    held = take(test, nobody)
-    return [PersonData(take(train, part), held) for part in parts]
+    held = test.take(nobody)
+    return [PersonData(train.take(part), held) for part in parts]
 
 
 def plan_of(sites: int, fraction: float, **fields: Any) -> Plan:

@@ -21,7 +21,6 @@ import numpy as np
 from benchmarks.figures import Row, say
 from benchmarks.learning.digits import Run, dealt, federated, images, plan_of
 from benchmarks.utility.report import Amount, interval
-from benchmarks.utility.settings import take
 from fedflow.errors import Aborted
 from fedflow.learning.workload import Persons
 
@@ -116,7 +115,7 @@ def tune() -> dict[str, Tuned]:
 def tried(name: str, fields: Fields) -> float:
     """Accuracy of one try on the images kept for tuning; 0 when it diverged."""
     train_images, _ = images(IMAGES + VALIDATION)
-    kept = take(train_images, np.arange(IMAGES, IMAGES + VALIDATION))
+    kept = train_images.take(np.arange(IMAGES, IMAGES + VALIDATION))
     try:
         score = train(name, fields, Amount(), TUNING_SEED, ROUNDS, kept).curve[-1][1]
     except Aborted:

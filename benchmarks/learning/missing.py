@@ -202,8 +202,7 @@ def _whole_rows(raw: Persons, ready: Persons) -> Persons:
     """The people of ``ready`` who have rows without a missing value, with those rows."""
     mask: Bools = raw.mask & ~np.isnan(raw.x).any(axis=2)
     kept = mask.any(axis=1)
-    ids = tuple(i for i, has in zip(ready.ids, kept, strict=True) if has)
-    return Persons(ready.x[kept], ready.y[kept], mask[kept], ids)
+    return replace(ready, mask=mask).take(kept)
 
 
 def _auc(sites: list[PersonData], rounds: int, csprng: Csprng) -> float:

@@ -143,16 +143,8 @@ def _sites(
 
 def _dealt(data: PersonData, sites: int) -> list[PersonData]:
     from fedflow.crypto.csprng import Csprng
-    from fedflow.learning.workload import PersonData, Persons
+    from fedflow.learning.workload import PersonData
     from fedflow.simulation import partition
-
-    def take(persons: Persons, rows: Sequence[int]) -> Persons:
-        return Persons(
-            persons.x[rows],
-            persons.y[rows],
-            persons.mask[rows],
-            tuple(persons.ids[row] for row in rows),
-        )
 
     if min(len(data.train), len(data.holdout)) < sites:
         raise InputError("there are fewer persons than that", field="--sites")
@@ -160,7 +152,7 @@ def _dealt(data: PersonData, sites: int) -> list[PersonData]:
     train = partition.iid(len(data.train), sites, csprng)
     held = partition.iid(len(data.holdout), sites, csprng)
     return [
-        PersonData(take(data.train, a.tolist()), take(data.holdout, b.tolist()))
+        PersonData(data.train.take(a), data.holdout.take(b))
         for a, b in zip(train, held, strict=True)
     ]
 

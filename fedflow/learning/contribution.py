@@ -91,9 +91,7 @@ def _sampled(data: PersonData, plan: Plan, csprng: Csprng) -> Persons:
     units, rate = units_of(data.train, plan.privacy.unit), plan.privacy.sample_rate
     if rate == 1.0:
         return units
-    chosen = poisson_mask(len(units), rate, csprng)
-    ids = tuple(i for i, taken in zip(units.ids, chosen, strict=True) if taken)
-    return Persons(units.x[chosen], units.y[chosen], units.mask[chosen], ids)
+    return units.take(poisson_mask(len(units), rate, csprng))
 
 
 def summed_gradient(

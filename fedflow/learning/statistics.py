@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from fedflow.errors import Misuse
 from fedflow.learning.methods import SUMS
-from fedflow.learning.methods.base import ROUNDS
+from fedflow.learning.methods.base import ROUNDS, size_of
 from fedflow.learning.methods.columns import Column, columns_of
 from fedflow.learning.methods.histogram import quantile
-from fedflow.learning.methods.moments import bins_of, parts
+from fedflow.learning.methods.moments import parts
 from fedflow.learning.model_file import Arrays
 from fedflow.learning.plan import Plan
 from fedflow.learning.plan_sections import ColumnSection, PreprocessingSection
@@ -68,7 +68,7 @@ def statistics_of(
     categories = sum(column.categories for column in columns)
     least = noise * NormalDist().inv_cdf(1.0 - FALSE_CATEGORY / max(categories, 1))
     out = []
-    for column, part in parts(columns, bins_of(plan)):
+    for column, part in parts(columns, size_of(plan, "bins")):
         own = sums[part]
         missing = min(max(float(own[0]) / units, 0.0), 1.0)
         if column.categories:

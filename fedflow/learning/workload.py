@@ -44,6 +44,12 @@ class Persons:
     def __repr__(self) -> str:
         return "Persons(<private>)"
 
+    def take(self, which: NDArray[np.bool_] | NDArray[np.int64] | Sequence[int] | slice) -> Persons:
+        """Some of them, by mask, by number or as a slice, in that order."""
+        numbers = np.arange(len(self))[which]
+        ids = tuple(self.ids[number] for number in numbers)
+        return Persons(self.x[which], self.y[which], self.mask[which], ids)
+
     @classmethod
     def join(cls, parts: Sequence[Persons]) -> Persons:
         """Several groups of persons as one, in order. All have the same R and F."""

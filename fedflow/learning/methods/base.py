@@ -7,12 +7,12 @@ that all come to the same bits. :meth:`Method.unit_values` and :meth:`Method.jud
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedflow.errors import Refusal
+from fedflow.errors import Misuse, Refusal
 from fedflow.learning.model_file import Arrays
 
 if TYPE_CHECKING:
@@ -62,6 +62,42 @@ class Method(Protocol):
 
         float64[P, R, ..] and float32[P, R, ..]. Misuse for a method that only describes data.
         """
+
+
+class Averaged:
+    """The part of a :class:`Method` whose state is the mean of all sums so far."""
+
+    def memory_sizes(self, plan: Plan, dimension: int) -> dict[str, int]:
+        """How many sums the mean is over."""
+        return {ROUNDS: 1}
+
+    def first_sums(self: Method, workload: Workload, plan: Plan) -> NDArray[np.float32]:
+        """Nothing summed."""
+        return np.zeros(self.dimension(workload, plan), np.float32)
+
+    def step(self, sums: NDArray[np.float32], memory: Memory, total: Real, plan: Plan) -> None:
+        """Take ``total`` into the mean, in place; ``~rounds`` counts the sums."""
+        memory[ROUNDS][0] += 1
+        before = sums.astype(np.float64)
+        sums[:] = before + (total - before) / np.float64(memory[ROUNDS][0])
+
+
+class Describing(Averaged):
+    """That of a method which predicts nothing."""
+
+    def judged(
+        self, workload: Workload, persons: Persons, state: Arrays, plan: Plan
+    ) -> tuple[Real, NDArray[np.float32]]:
+        """Misuse: there is no score."""
+        raise Misuse("what only describes data has no score")
+
+
+def size_of(plan: Plan, name: Literal["bins", "clusters", "neighbours"]) -> int:
+    """A size under ``[method]`` that the plan's rules ask for; Misuse where it is missing."""
+    size: int | None = getattr(plan.method, name)
+    if size is None:
+        raise Misuse(f"a plan of {plan.strategy.name} has method.{name}")
+    return size
 
 
 def needs_features(workload: Workload) -> tuple[int, float, float]:
@@ -122,13 +158,6 @@ def scores_of(predicted: Real, low: float, high: float, plan: Plan) -> Real:
     return np.asarray(np.log(share / (1.0 - share)), np.float64)
 
 
-def running_mean(sums: NDArray[np.float32], memory: Memory, total: Real) -> None:
-    """Take ``total`` into the mean of all sums so far, in place; ``~rounds`` counts them."""
-    memory[ROUNDS][0] += 1
-    before = sums.astype(np.float64)
-    sums[:] = before + (total - before) / np.float64(memory[ROUNDS][0])
-
-
 def noise_stddev(plan: Plan) -> float:
     """Standard deviation of the noise in one number of ``total``, in units.
 
@@ -141,8 +170,7 @@ def noise_stddev(plan: Plan) -> float:
 def unit_batches(units: Persons, size: int) -> Iterator[Persons]:
     """``units`` in parts of at most ``size``: bounds memory only."""
     for at in range(0, len(units), size):
-        end = at + size
-        yield type(units)(units.x[at:end], units.y[at:end], units.mask[at:end], units.ids[at:end])
+        yield units.take(slice(at, at + size))
 
 
 def row_weights(units: Persons) -> Real:

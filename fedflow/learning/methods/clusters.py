@@ -19,11 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedflow.crypto.csprng import Csprng
-from fedflow.errors import Misuse
-from fedflow.learning.methods.base import Real, noise_stddev
+from fedflow.learning.methods.base import (
+    ROUNDS,
+    Memory,
+    Real,
+    needs_features,
+    noise_stddev,
+    size_of,
+)
 
 if TYPE_CHECKING:
     from fedflow.learning.plan import Plan
+    from fedflow.learning.workload import Workload
 
 #: Candidates for each first centre, and beyond how many centres the first candidate is taken: the
 #: work grows with the square.
@@ -37,11 +44,40 @@ SPLIT = 2.0**-6
 _AT_ONCE = 1024
 
 
-def clusters(plan: Plan) -> int:
-    """How many centres the plan asks for."""
-    if plan.method.clusters is None:
-        raise Misuse("a plan of clusters says how many")
-    return plan.method.clusters
+class Clusters:
+    """The part of a :class:`~fedflow.learning.methods.base.Method` that moves k centres.
+
+    The tensor ``sums`` is the state: coordinate by coordinate the k centres, bounds at -1 and 1;
+    then ``beside`` rows of k means that move with them; then the k noised numbers of units.
+    """
+
+    beside = 0
+
+    def dimension(self, workload: Workload, plan: Plan) -> int:
+        """See :class:`~fedflow.learning.methods.base.Method`."""
+        return size_of(plan, "clusters") * (needs_features(workload)[0] + self.beside + 1)
+
+    def memory_sizes(self, plan: Plan, dimension: int) -> dict[str, int]:
+        """How many rounds there were."""
+        return {ROUNDS: 1}
+
+    def first_sums(self, workload: Workload, plan: Plan) -> NDArray[np.float32]:
+        """Public centres, the middle of what is beside them, nobody in them."""
+        first = first_centres(plan, needs_features(workload)[0])
+        rest = self.dimension(workload, plan) - first.size
+        return np.concatenate([first.T.ravel(), np.zeros(rest, np.float32)])
+
+    def step(self, sums: NDArray[np.float32], memory: Memory, total: Real, plan: Plan) -> None:
+        """Centres to their noised means; empty clusters divide the largest, but at the end."""
+        columns = sums.reshape(-1, size_of(plan, "clusters"))
+        features, opened = len(columns) - self.beside - 1, total.reshape(columns.shape)
+        least, counts = least_count(plan, features), opened[-1] / count_weight(features)
+        now = moved(columns[:-1].astype(np.float64), opened[:-1], counts, least)
+        memory[ROUNDS][0] += 1
+        if memory[ROUNDS][0] < plan.plan.rounds:
+            now = divided(now, counts, least, plan, int(memory[ROUNDS][0]))
+        columns[:-1] = np.clip(now, -1.0, 1.0)
+        columns[-1] = counts
 
 
 def count_weight(features: int) -> float:
@@ -55,7 +91,7 @@ def count_weight(features: int) -> float:
 
 def first_centres(plan: Plan, features: int) -> NDArray[np.float32]:
     """float32[k, F], public and the same everywhere for the same plan."""
-    count, csprng = clusters(plan), _public(plan, b"first centres")
+    count, csprng = size_of(plan, "clusters"), _public(plan, b"first centres")
     tries = CANDIDATES if count <= MOST_SPREAD else 1
     out = np.empty((count, features), np.float64)
     for at in range(count):

@@ -13,17 +13,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedflow.errors import Misuse, Refusal
 from fedflow.learning.methods.base import (
-    ROUNDS,
     SUMS,
-    Memory,
+    Describing,
     Real,
     needs_features,
     row_weights,
-    running_mean,
+    size_of,
 )
 from fedflow.learning.model_file import Arrays
 
@@ -35,7 +33,7 @@ if TYPE_CHECKING:
 MOST_WEIGHT = 10.0
 
 
-class Histogram:
+class Histogram(Describing):
     """``strategy.name = "histogram"``: feature by feature, missing last; then the classes.
 
     d = F * (bins + 1) + classes.
@@ -49,20 +47,12 @@ class Histogram:
                 f"the columns of workload {workload.name!r} have bounds and categories of their"
                 ' own: strategy.name "moments" describes them',
             )
-        return needs_features(workload)[0] * (_bins(plan) + 1) + _classes(workload)
-
-    def memory_sizes(self, plan: Plan, dimension: int) -> dict[str, int]:
-        """How many sums the mean is over."""
-        return {ROUNDS: 1}
-
-    def first_sums(self, workload: Workload, plan: Plan) -> NDArray[np.float32]:
-        """Nothing counted."""
-        return np.zeros(self.dimension(workload, plan), np.float32)
+        return needs_features(workload)[0] * (size_of(plan, "bins") + 1) + _classes(workload)
 
     def unit_values(self, workload: Workload, units: Persons, state: Arrays, plan: Plan) -> Real:
         """See :class:`~fedflow.learning.methods.base.Method`."""
         features, low, high = needs_features(workload)
-        bins, weights = _bins(plan), row_weights(units)
+        bins, weights = size_of(plan, "bins"), row_weights(units)
         x = units.x.astype(np.float64)
         at = np.floor((np.clip(x, low, high) - low) / (high - low) * bins)
         at = np.where(np.isnan(x), bins, np.minimum(at, bins - 1)).astype(np.int64)
@@ -71,27 +61,17 @@ class Histogram:
         np.add.at(out, (person, feature, at), weights[person, row])
         return np.concatenate([out.reshape(len(units), -1), _labels(workload, units)], axis=1)
 
-    def step(self, sums: NDArray[np.float32], memory: Memory, total: Real, plan: Plan) -> None:
-        """The running mean of all sums so far."""
-        running_mean(sums, memory, total)
-
-    def judged(
-        self, workload: Workload, persons: Persons, state: Arrays, plan: Plan
-    ) -> tuple[Real, NDArray[np.float32]]:
-        """Misuse: a histogram predicts nothing."""
-        raise Misuse("a histogram has no score")
-
 
 def counts(state: Arrays, workload: Workload, plan: Plan) -> Real:
     """The noised histograms, float64[F, bins + 1], in units; the last bin holds missing values."""
-    features, width = needs_features(workload)[0], _bins(plan) + 1
+    features, width = needs_features(workload)[0], size_of(plan, "bins") + 1
     return state[SUMS][: features * width].astype(np.float64).reshape(features, width)
 
 
 def class_counts(state: Arrays, workload: Workload, plan: Plan) -> Real:
     """The noised number of units of each class, float64[classes]; empty without classes."""
     features = needs_features(workload)[0]
-    return state[SUMS][features * (_bins(plan) + 1) :].astype(np.float64)
+    return state[SUMS][features * (size_of(plan, "bins") + 1) :].astype(np.float64)
 
 
 def class_weights(state: Arrays, workload: Workload, plan: Plan) -> tuple[float, ...]:
@@ -147,9 +127,3 @@ def _labels(workload: Workload, units: Persons) -> Real:
 
 def _classes(workload: Workload) -> int:
     return int(getattr(workload, "classes", 0) or 0)
-
-
-def _bins(plan: Plan) -> int:
-    if plan.method.bins is None:
-        raise Misuse("a plan of histograms has bins")
-    return plan.method.bins

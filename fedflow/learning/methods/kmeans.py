@@ -14,23 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedflow.learning.methods.base import (
-    ROUNDS,
     SUMS,
-    Memory,
     Real,
     from_unit,
     needs_features,
     row_weights,
+    size_of,
     to_unit,
 )
 from fedflow.learning.methods.clusters import (
+    Clusters,
     by_cluster,
-    clusters,
     count_weight,
-    divided,
-    first_centres,
-    least_count,
-    moved,
     nearest,
 )
 from fedflow.learning.model_file import Arrays
@@ -40,25 +35,12 @@ if TYPE_CHECKING:
     from fedflow.learning.workload import Persons, Workload
 
 
-class KMeans:
+class KMeans(Clusters):
     """``strategy.name = "kmeans"``: d = k * (F + 1).
 
     The tensor ``sums`` is the state: coordinate by coordinate the k centres, bounds at -1 and 1,
     then the k noised numbers of units.
     """
-
-    def dimension(self, workload: Workload, plan: Plan) -> int:
-        """See :class:`~fedflow.learning.methods.base.Method`."""
-        return clusters(plan) * (needs_features(workload)[0] + 1)
-
-    def memory_sizes(self, plan: Plan, dimension: int) -> dict[str, int]:
-        """How many rounds there were."""
-        return {ROUNDS: 1}
-
-    def first_sums(self, workload: Workload, plan: Plan) -> NDArray[np.float32]:
-        """Public centres, nobody in them."""
-        first = first_centres(plan, needs_features(workload)[0])
-        return np.concatenate([first.T.ravel(), np.zeros(len(first), np.float32)])
 
     def unit_values(self, workload: Workload, units: Persons, state: Arrays, plan: Plan) -> Real:
         """See :class:`~fedflow.learning.methods.base.Method`."""
@@ -68,20 +50,6 @@ class KMeans:
         rows = np.full((*near.shape, features + 1), count_weight(features))
         rows[:, :, :features] = z - centres[near]
         return by_cluster(rows, near, row_weights(units), len(centres)).reshape(len(units), -1)
-
-    def step(self, sums: NDArray[np.float32], memory: Memory, total: Real, plan: Plan) -> None:
-        """Centres to their noised means; empty clusters divide the largest, but at the end."""
-        count = clusters(plan)
-        features = sums.size // count - 1
-        least, opened = least_count(plan, features), total.reshape(features + 1, count)
-        counts = opened[features] / count_weight(features)
-        columns = sums.reshape(features + 1, count)
-        now = moved(columns[:features].astype(np.float64), opened[:features], counts, least)
-        memory[ROUNDS][0] += 1
-        if memory[ROUNDS][0] < plan.plan.rounds:
-            now = divided(now, counts, least, plan, int(memory[ROUNDS][0]))
-        columns[:features] = np.clip(now, -1.0, 1.0)
-        columns[features] = counts
 
     def judged(
         self, workload: Workload, persons: Persons, state: Arrays, plan: Plan
@@ -96,10 +64,10 @@ class KMeans:
 def centres_of(state: Arrays, workload: Workload, plan: Plan) -> tuple[Real, Real]:
     """The centres float64[k, F] as the workload has its features, and the noised units in each."""
     features, low, high = needs_features(workload)
-    counts = state[SUMS][features * clusters(plan) :].astype(np.float64)
+    counts = state[SUMS][features * size_of(plan, "clusters") :].astype(np.float64)
     return from_unit(_centres(state, plan), low, high), counts
 
 
 def _centres(state: Arrays, plan: Plan) -> Real:
-    columns = state[SUMS].reshape(-1, clusters(plan))
+    columns = state[SUMS].reshape(-1, size_of(plan, "clusters"))
     return np.ascontiguousarray(columns[:-1].T, np.float64)

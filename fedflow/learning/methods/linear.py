@@ -19,14 +19,13 @@ from numpy.typing import NDArray
 from fedflow.learning.methods.base import (
     ROUNDS,
     SUMS,
-    Memory,
+    Averaged,
     Real,
     needs_features,
     needs_target,
     noise_stddev,
     one_target,
     row_weights,
-    running_mean,
     scores_of,
     to_unit,
 )
@@ -59,7 +58,7 @@ class Coefficients(NamedTuple):
     ridge: float
 
 
-class Linear:
+class Linear(Averaged):
     """``strategy.name = "linear"``: d = p(p + 1)/2 + p + 1 with p = F + 1, the constant first.
 
     The upper triangle of X'X row by row, then 2 X'y, then y'y; features and target with their
@@ -72,14 +71,6 @@ class Linear:
         p = needs_features(workload)[0] + 1
         return p * (p + 1) // 2 + p + 1
 
-    def memory_sizes(self, plan: Plan, dimension: int) -> dict[str, int]:
-        """How many sums the mean is over."""
-        return {ROUNDS: 1}
-
-    def first_sums(self, workload: Workload, plan: Plan) -> NDArray[np.float32]:
-        """Nothing summed."""
-        return np.zeros(self.dimension(workload, plan), np.float32)
-
     def unit_values(self, workload: Workload, units: Persons, state: Arrays, plan: Plan) -> Real:
         """See :class:`~fedflow.learning.methods.base.Method`."""
         _, low, high = needs_features(workload)
@@ -90,10 +81,6 @@ class Linear:
         products = TARGET * np.einsum("pr,pri,pr->pi", weights, z, y, optimize=True)
         last = (weights * y * y).sum(axis=1, keepdims=True)
         return np.concatenate([squares[:, upper[0], upper[1]], products, last], axis=1)
-
-    def step(self, sums: NDArray[np.float32], memory: Memory, total: Real, plan: Plan) -> None:
-        """The running mean of all sums so far."""
-        running_mean(sums, memory, total)
 
     def judged(
         self, workload: Workload, persons: Persons, state: Arrays, plan: Plan

@@ -17,10 +17,13 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fedflow.errors import Misuse
-from fedflow.learning.methods.base import ROUNDS, Memory, Real, row_weights, running_mean
+from fedflow.learning.methods.base import (
+    Describing,
+    Real,
+    row_weights,
+    size_of,
+)
 from fedflow.learning.methods.columns import Column, columns_of
 from fedflow.learning.model_file import Arrays
 
@@ -32,24 +35,16 @@ if TYPE_CHECKING:
 _POWERS = 3
 
 
-class Moments:
+class Moments(Describing):
     """``strategy.name = "moments"``: d = 1 + column by column."""
 
     def dimension(self, workload: Workload, plan: Plan) -> int:
         """See :class:`~fedflow.learning.methods.base.Method`."""
-        return 1 + sum(_size(column, bins_of(plan)) for column in columns_of(workload))
-
-    def memory_sizes(self, plan: Plan, dimension: int) -> dict[str, int]:
-        """How many sums the mean is over."""
-        return {ROUNDS: 1}
-
-    def first_sums(self, workload: Workload, plan: Plan) -> NDArray[np.float32]:
-        """Nothing counted."""
-        return np.zeros(self.dimension(workload, plan), np.float32)
+        return 1 + sum(_size(column, size_of(plan, "bins")) for column in columns_of(workload))
 
     def unit_values(self, workload: Workload, units: Persons, state: Arrays, plan: Plan) -> Real:
         """See :class:`~fedflow.learning.methods.base.Method`."""
-        columns, bins, weights = columns_of(workload), bins_of(plan), row_weights(units)
+        columns, bins, weights = columns_of(workload), size_of(plan, "bins"), row_weights(units)
         out = np.zeros((len(units), self.dimension(workload, plan)))
         out[:, 0] = 1.0
         person = np.broadcast_to(np.arange(len(units))[:, None], weights.shape)
@@ -71,16 +66,6 @@ class Moments:
             np.add.at(own, (person, _POWERS + bin_), present)
         return out
 
-    def step(self, sums: NDArray[np.float32], memory: Memory, total: Real, plan: Plan) -> None:
-        """The running mean of all sums so far."""
-        running_mean(sums, memory, total)
-
-    def judged(
-        self, workload: Workload, persons: Persons, state: Arrays, plan: Plan
-    ) -> tuple[Real, NDArray[np.float32]]:
-        """Misuse: statistics predict nothing."""
-        raise Misuse("statistics have no score")
-
 
 def parts(columns: Sequence[Column], bins: int) -> Iterator[tuple[Column, slice]]:
     """Each column with where its numbers are in the sum."""
@@ -94,13 +79,6 @@ def parts(columns: Sequence[Column], bins: int) -> Iterator[tuple[Column, slice]
 def largest_norm(columns: Sequence[Column]) -> float:
     """The largest L2 norm of what one unit adds, before it is clipped."""
     return math.sqrt(1 + sum(1 if column.categories else _POWERS for column in columns))
-
-
-def bins_of(plan: Plan) -> int:
-    """The plan's bins per numeric column."""
-    if plan.method.bins is None:
-        raise Misuse("a plan of moments has bins")
-    return plan.method.bins
 
 
 def _size(column: Column, bins: int) -> int:

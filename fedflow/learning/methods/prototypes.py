@@ -14,11 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fedflow.errors import Misuse
 from fedflow.learning.methods.base import (
-    ROUNDS,
     SUMS,
-    Memory,
     Real,
     from_unit,
     needs_features,
@@ -26,17 +23,14 @@ from fedflow.learning.methods.base import (
     one_target,
     row_weights,
     scores_of,
+    size_of,
     to_unit,
 )
 from fedflow.learning.methods.clusters import (
+    Clusters,
     by_cluster,
-    clusters,
     count_weight,
     distances,
-    divided,
-    first_centres,
-    least_count,
-    moved,
     nearest,
 )
 from fedflow.learning.model_file import Arrays
@@ -49,28 +43,19 @@ if TYPE_CHECKING:
 NEAR = 1e-3
 
 
-class Prototypes:
+class Prototypes(Clusters):
     """``strategy.name = "prototypes"``: d = k * (F + 2).
 
     The tensor ``sums`` is the state: the k prototypes coordinate by coordinate, then their k mean
     targets, both with bounds at -1 and 1, then the k noised numbers of units.
     """
 
+    beside = 1  # the targets
+
     def dimension(self, workload: Workload, plan: Plan) -> int:
         """See :class:`~fedflow.learning.methods.base.Method`."""
         needs_target(workload)
-        return clusters(plan) * (needs_features(workload)[0] + 2)
-
-    def memory_sizes(self, plan: Plan, dimension: int) -> dict[str, int]:
-        """How many rounds there were."""
-        return {ROUNDS: 1}
-
-    def first_sums(self, workload: Workload, plan: Plan) -> NDArray[np.float32]:
-        """Public prototypes of the middle target, nobody in them."""
-        first = first_centres(plan, needs_features(workload)[0])
-        none = np.zeros(2 * len(first), np.float32)
-        self.dimension(workload, plan)  # whether the workload suits
-        return np.concatenate([first.T.ravel(), none])
+        return super().dimension(workload, plan)
 
     def unit_values(self, workload: Workload, units: Persons, state: Arrays, plan: Plan) -> Real:
         """See :class:`~fedflow.learning.methods.base.Method`."""
@@ -83,20 +68,6 @@ class Prototypes:
         rows[:, :, features] = y - targets[near]
         rows[:, :, features + 1] = count_weight(features)
         return by_cluster(rows, near, row_weights(units), len(prototypes)).reshape(len(units), -1)
-
-    def step(self, sums: NDArray[np.float32], memory: Memory, total: Real, plan: Plan) -> None:
-        """As k-means; a half of a divided prototype starts with the whole one's target."""
-        count = clusters(plan)
-        features = sums.size // count - 2
-        least, opened = least_count(plan, features), total.reshape(features + 2, count)
-        counts = opened[-1] / count_weight(features)
-        columns = sums.reshape(features + 2, count)
-        now = moved(columns[:-1].astype(np.float64), opened[:-1], counts, least)
-        memory[ROUNDS][0] += 1
-        if memory[ROUNDS][0] < plan.plan.rounds:
-            now = divided(now, counts, least, plan, int(memory[ROUNDS][0]))
-        columns[:-1] = np.clip(now, -1.0, 1.0)
-        columns[-1] = counts
 
     def judged(
         self, workload: Workload, persons: Persons, state: Arrays, plan: Plan
@@ -120,7 +91,7 @@ def predicted(z: Real, state: Arrays, plan: Plan) -> Real:
         return np.zeros(len(z))
     kept = np.flatnonzero(counts > 0)
     away = distances(z, prototypes[kept])
-    most = min(_neighbours(plan), len(kept))
+    most = min(size_of(plan, "neighbours"), len(kept))
     near = np.argpartition(away, most - 1, axis=1)[:, :most]
     weight = counts[kept][near] / (np.take_along_axis(away, near, axis=1) + NEAR)
     said = (weight * targets[kept][near]).sum(axis=1) / weight.sum(axis=1)
@@ -135,11 +106,5 @@ def prototypes_of(state: Arrays, workload: Workload, plan: Plan) -> tuple[Real, 
 
 
 def _parts(state: Arrays, plan: Plan) -> tuple[Real, Real, Real]:
-    columns = state[SUMS].reshape(-1, clusters(plan)).astype(np.float64)
+    columns = state[SUMS].reshape(-1, size_of(plan, "clusters")).astype(np.float64)
     return np.ascontiguousarray(columns[:-2].T), columns[-2], columns[-1]
-
-
-def _neighbours(plan: Plan) -> int:
-    if plan.method.neighbours is None:
-        raise Misuse("a plan of prototypes has neighbours")
-    return plan.method.neighbours
