@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from benchmarks.data.fetch import BOSTON
 from fedflow.workloads.housing import CENTRE, COLUMNS, SCALE
 
+
 def load_boston() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Features float32[506, 13] and target float32[506]; DataMissing when they were not fetched."""
     rows = np.loadtxt(BOSTON.path("boston_housing.csv"), delimiter=",")

@@ -40,7 +40,8 @@ def example(
         Path | None, typer.Option("-o", "--output", help="Write one site's rows to this new file.")
     ] = None,
     site: Annotated[
-        str, typer.Option(help="Whose rows: any label for made-up ones, 1 to 6 for randhie and svm.")
+        str,
+        typer.Option(help="Whose rows: any label for made-up ones, 1 to 6 for randhie and svm."),
     ] = "1",
     plan: Annotated[
         Path | None, typer.Option(help="Write the plan that comes with it to this new file.")

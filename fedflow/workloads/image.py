@@ -92,9 +92,7 @@ class Images:
         ids = tensors.get("ids")
         if ids is not None and (ids.dtype != np.int64 or ids.shape != (len(images),)):
             what = f"is {ids.dtype}{list(ids.shape)}"
-            raise InputError(
-                what, where=where, field="tensor ids", allowed=f"int64[{len(images)}]"
-            )
+            raise InputError(what, where=where, field="tensor ids", allowed=f"int64[{len(images)}]")
         planes = images.reshape(-1, self.side * self.side, self.channels).swapaxes(1, 2)
         return group_by_person(
             planes.reshape(len(images), -1).astype(np.float32) / np.float32(255.0),
@@ -146,5 +144,7 @@ def _read(where: str) -> Arrays:
 
 def _tensor(tensors: Arrays, name: str, where: str) -> NDArray[np.generic]:
     if name not in tensors:
-        raise InputError("is missing", where=where, field=f"tensor {name}", allowed="images, labels")
+        raise InputError(
+            "is missing", where=where, field=f"tensor {name}", allowed="images, labels"
+        )
     return tensors[name]

@@ -53,6 +53,9 @@ COMMANDS = [
     ("prefect", "deploy"),
     ("prefect", "status"),
     ("workload", "example"),
+    ("workload", "new"),
+    ("workload", "check"),
+    ("workload", "try"),
 ]
 PLAN = "flows/plans/randhie.toml"
 
