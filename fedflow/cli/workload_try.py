@@ -1,4 +1,4 @@
-"""``fedflow workload check`` and ``try``: a workload and its data on one machine, before any job."""
+"""``fedflow workload check`` and ``try``: a workload and its data on one machine, before a job."""
 
 from __future__ import annotations
 

@@ -174,9 +174,9 @@ def group_by_person(
 ) -> PersonData:
     """Rows to padded persons, split into train and holdout.
 
-    ``x`` float32[N, F], ``y`` float32[N] or [N, ..], ``ids`` N person ids. InputError when there are no rows,
-    a person has more than ``max_rows`` rows, labels are all of one class, or nobody is left to
-    train on.
+    ``x`` float32[N, F], ``y`` float32[N] or [N, ..], ``ids`` N person ids.
+    InputError when there are no rows, a person has more than ``max_rows`` rows, labels are all of
+    one class, or nobody is left to train on.
     """
     if not len(ids):
         raise InputError("the file has no rows", where=where)

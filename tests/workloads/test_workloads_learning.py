@@ -1,4 +1,4 @@
-"""Every workload that comes with fedflow: read, clipped, and better than chance after private steps."""
+"""The workloads of fedflow: read, clipped, and better than chance after private steps."""
 
 import csv
 
@@ -165,9 +165,11 @@ def test_a_character_is_told_from_those_before_it_only():
 def test_windows_of_a_text_follow_one_another():
     text = "".join(shakespeare.ALPHABET[i % 70] for i in range(250))
     found = shakespeare.windows(text)
-    assert len(found) == 3 and found[0][-1] == found[1][0]
+    assert len(found) == 3
+    assert found[0][-1] == found[1][0]
     assert [len(window) for window in found] == [81, 81, 81]
-    assert len(shakespeare.windows(text[:241])) == 3 and len(shakespeare.windows(text[:240])) == 2
+    assert len(shakespeare.windows(text[:241])) == 3
+    assert len(shakespeare.windows(text[:240])) == 2
 
 
 def test_weights_follow_from_the_seed_and_the_fan_in():
@@ -180,7 +182,8 @@ def test_weights_follow_from_the_seed_and_the_fan_in():
     bound = 1 / np.sqrt(6)
     assert 0.6 * bound < first[0].weight.abs().max() <= bound
     assert first[0].bias.abs().max() <= bound
-    assert first[1].weight.tolist() == [1.0] * 4 and first[1].bias.tolist() == [0.0] * 4
+    assert first[1].weight.tolist() == [1.0] * 4
+    assert first[1].bias.tolist() == [0.0] * 4
     with pytest.raises(Misuse, match="buffers"):
         public_model(lambda: torch.nn.BatchNorm1d(3))
 
@@ -189,11 +192,6 @@ def test_weights_follow_from_the_seed_and_the_fan_in():
 def test_the_example_plan_is_for_the_workload(name, request):
     plan = load_plan(request.config.rootpath / "flows" / "plans" / f"{name}.toml")
     assert plan.plan.workload == name
-
-
-def replaced(path, old, new, count=1):
-    path.write_text(path.read_text().replace(old, new, count))
-    return path
 
 
 @pytest.mark.parametrize(
@@ -254,14 +252,16 @@ def test_unusable_speeches_are_named(text, message, tmp_path):
 
 
 def test_unusable_cells_are_named(tmp_path):
+    path = write_homes(tmp_path, "a")
+    lines = path.read_text().split("\n")
+    lines[1] = ",".join(["a0", "much", *lines[1].split(",")[2:]])
+    path.write_text("\n".join(lines))
     with pytest.raises(InputError, match=r"a\.csv:2: column medv: 'much' is not a number"):
-        path = write_homes(tmp_path, "a")
-        lines = path.read_text().split("\n")
-        lines[1] = ",".join(["a0", "much", *lines[1].split(",")[2:]])
-        path.write_text("\n".join(lines))
         housing.workload.load(path)
+    path = write_two(tmp_path, "b")
+    path.write_text(path.read_text().replace("s31", "s32", 1))
     with pytest.raises(InputError, match=r"b\.csv:1: column s31 is missing"):
-        two_input.workload.load(replaced(write_two(tmp_path, "b"), "s31", "s32"))
+        two_input.workload.load(path)
 
 
 def test_the_hinge_loss_asks_for_a_margin_of_one():

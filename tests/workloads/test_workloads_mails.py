@@ -1,4 +1,4 @@
-"""Mails: only adapters travel, nothing is fetched or unpickled, and without the extra a sentence."""
+"""Mails: only adapters travel, nothing is fetched or unpickled; a sentence without the extra."""
 
 import csv
 import hashlib
@@ -128,7 +128,8 @@ def test_only_adapters_and_head_travel_and_start_without_effect():
 def test_a_few_steps_tell_spam_from_ham(tmp_path):
     data = mails.workload.load(write_mails(tmp_path / "a.csv", some_mails()))
     units = data.train
-    assert units.x[0, 0, 0] == encoder.CLS and units.x.max() < encoder.VOCABULARY
+    assert units.x[0, 0, 0] == encoder.CLS
+    assert units.x.max() < encoder.VOCABULARY
     mask = units.mask[:, :1]
     batch = [torch.from_numpy(a) for a in (units.x[:, :1], units.y[:, :1], mask.astype(np.float32))]
     model = mails.workload.build_model()
