@@ -79,7 +79,7 @@ class Images:
         where = str(path)
         tensors = _read(where)
         images, labels = _tensor(tensors, "images", where), _tensor(tensors, "labels", where)
-        shapes = [(self.side, self.side, self.channels)]
+        shapes: list[tuple[int, ...]] = [(self.side, self.side, self.channels)]
         shapes += [(self.side, self.side)] if self.channels == 1 else []
         if images.dtype != np.uint8 or images.shape[1:] not in shapes:
             raise InputError(

@@ -29,7 +29,7 @@ from fedflow.learning.workload import PersonData, group_by_person
 ALPHABET = " !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz"
 VOCABULARY = 1 + len(ALPHABET)
 WINDOW, MAX_ROWS = 80, 8
-WIDTH = 64
+WIDTH, DILATIONS = 64, (1, 2, 4)
 _NUMBER = {character: number for number, character in enumerate(ALPHABET, 1)}
 
 
@@ -40,7 +40,7 @@ class CausalConvolutions(torch.nn.Module):
         super().__init__()
         self.embed = torch.nn.Embedding(VOCABULARY, WIDTH)
         self.convolutions = torch.nn.ModuleList(
-            torch.nn.Conv1d(WIDTH, WIDTH, 3, dilation=dilation) for dilation in (1, 2, 4)
+            torch.nn.Conv1d(WIDTH, WIDTH, 3, dilation=dilation) for dilation in DILATIONS
         )
         self.head = torch.nn.Linear(WIDTH, VOCABULARY)
 
@@ -48,8 +48,8 @@ class CausalConvolutions(torch.nn.Module):
         """Every convolution looks back only: padding is put before the text."""
         texts = x.flatten(0, -2).long()
         hidden = self.embed(texts).movedim(-1, 1) * WIDTH**0.5
-        for layer in self.convolutions:
-            before = torch.nn.functional.pad(hidden, (2 * layer.dilation[0], 0))
+        for layer, dilation in zip(self.convolutions, DILATIONS, strict=True):
+            before = torch.nn.functional.pad(hidden, (2 * dilation, 0))
             hidden = hidden + torch.tanh(layer(before))
         scores: torch.Tensor = self.head(hidden.movedim(1, -1))
         return scores.view(*x.shape, VOCABULARY)
