@@ -1,7 +1,7 @@
 """Boston housing with its 92 towns: 506 tracts (Gilley and Pace, 1996, as R's mlbench has it).
 
-Needs ``pip install pyreadr==0.5.8 pandas`` and dpkg, once. Nothing of the package is installed or
-run.
+Needs ``pip install pyreadr==0.5.8 pandas`` and dpkg, once; nothing of the package is installed
+or run.
 """
 
 from __future__ import annotations

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from torch.nn.utils import skip_init
 
 from fedflow.learning import randhie
-from fedflow.learning.evaluation import exact_score
+from fedflow.learning.evaluation import model_scores, score_of_rows
 from fedflow.learning.model_file import Arrays
-from fedflow.learning.plan import EvaluationSection
+from fedflow.learning.plan_sections import EvaluationSection
 from fedflow.learning.public_weights import public_model
-from fedflow.learning.workload import PersonData, Persons, Workload, model_with
+from fedflow.learning.workload import PersonData, Persons, Workload
 from fedflow.workloads.image import TanhCnn
 
 DIGITS = 10
@@ -105,14 +105,13 @@ def rows(x: NDArray[np.float32], y: NDArray[np.number]) -> Persons:
 
 def points(workload: Workload, test: Persons, arrays: Arrays) -> float:
     """The score of a model: accuracy in per cent, 100 times the AUC, or 100 times R squared."""
+    judged = None
     if isinstance(workload, randhie.RandHie):
         judged = EvaluationSection(every=1, metric="auc", bins=10, noise_multiplier=1.0)
-        return 100.0 * exact_score(workload, test, arrays, judged)
-    model = model_with(workload, arrays).eval()
-    with torch.no_grad():
-        x, y = torch.from_numpy(test.x), torch.from_numpy(test.y)
-        scores = torch.cat([model(x[at : at + 1000]) for at in range(0, len(x), 1000)])
-    if isinstance(workload, Classifier):
-        return 100.0 * float((scores.argmax(-1) == y).double().mean())
+    elif isinstance(workload, Classifier):
+        judged = EvaluationSection(every=1, metric="accuracy", noise_multiplier=1.0)
+    scores, y = model_scores(workload, arrays, test), torch.from_numpy(test.y)
+    if judged is not None:
+        return 100.0 * score_of_rows(scores, test.y, test.mask, judged)
     left = float(((scores - y) ** 2).sum())
     return 100.0 * (1.0 - left / float(((y - y.mean()) ** 2).sum()))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Self
 
+from fedflow.learning.first_model import plan_spec
 from fedflow.learning.plan import Plan
 from fedflow.learning.summed_noise import SMALLEST_SHARE, inflation, share_stddev, unit_sensitivity
 from fedflow.learning.value_range import initial_range
-from fedflow.learning.workload import Workload, model_spec
+from fedflow.learning.workload import Workload
 from fedflow.privacy.discrete import epsilon_conservative, share_gap
 from fedflow.privacy.plan_cost import training_event
 
@@ -41,7 +42,8 @@ class Shares:
         Misuse for a plan with local noise.
         """
         sensitivity = unit_sensitivity(plan, plan.privacy.clipping_norm, workload.reference_persons)
-        dimension = model_spec(workload).dimension + (plan.privacy.clipping_quantile is not None)
+        bit = plan.privacy.clipping_quantile is not None
+        dimension = plan_spec(workload, plan).dimension + bit
         coding = plan.coding(sites, initial_range(plan, workload.reference_persons))
         steps = share_stddev(plan, coding, dimension, sensitivity)
         event = training_event(plan).repeated(max(plan.plan.rounds, 1))

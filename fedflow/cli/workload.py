@@ -41,7 +41,7 @@ def example(
     ] = None,
     site: Annotated[
         str,
-        typer.Option(help="Whose rows: any label for made-up ones, 1 to 6 for randhie and svm."),
+        typer.Option(help="Whose rows: any label for made-up ones, 1 to 6 for randhie, svm."),
     ] = "1",
     plan: Annotated[
         Path | None, typer.Option(help="Write the plan that comes with it to this new file.")

@@ -88,7 +88,7 @@ def _write(target: Path, files: dict[str, bytes]) -> None:
 
 
 def example_rows(site: int) -> bytes:
-    """CSV bytes of made-up persons with up to three rows; age and pressure decide the label."""
+    """CSV bytes of made-up persons of one to three rows; age and pressure make the label."""
     label = b"fedflow/1 template rows\0%d" % site
     drawn = iter(hashlib.shake_256(label).digest(16 * _PERSONS))
     lines = ["person,label,age,pressure"]

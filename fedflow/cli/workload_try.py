@@ -1,4 +1,4 @@
-"""``fedflow workload check`` and ``try``: a workload and its data on one machine, before a job."""
+"""``fedflow workload check`` and ``try``: a workload and its data on one machine, without a job."""
 
 from __future__ import annotations
 
@@ -171,6 +171,7 @@ def _run(
     from fedflow.crypto.csprng import Csprng
     from fedflow.learning.evaluation import exact_score
     from fedflow.learning.metrics import METRICS
+    from fedflow.learning.model_file import unflatten
     from fedflow.learning.workload import Persons, units_of
     from fedflow.privacy.plan_cost import plan_cost
     from fedflow.simulation.federation import Federation
@@ -181,7 +182,7 @@ def _run(
     label = METRICS[plan.evaluation.metric].label
 
     def score() -> str:
-        found = exact_score(workload, held, federation.model(), plan.evaluation)
+        found = exact_score(workload, held, unflatten(federation.state, federation.spec), plan)
         return f"{label} {found:.3f} on {len(held)} held-out units"
 
     console.print(f"{len(sites)} sites; the first model: {score()}")

@@ -17,10 +17,11 @@ from fedflow.errors import Misuse
 from fedflow.exchange import layout
 from fedflow.learning import baselines
 from fedflow.learning.evaluation import exact_score
+from fedflow.learning.first_model import plan_spec
 from fedflow.learning.model_file import decode_model
 from fedflow.learning.plan import Plan
-from fedflow.learning.server_state import parameters, state_spec
-from fedflow.learning.workload import PersonData, Workload, find_workload, model_spec
+from fedflow.learning.server_state import state_spec
+from fedflow.learning.workload import PersonData, Workload, find_workload
 from fedflow.privacy.accounting import FixedOrderFilter
 from fedflow.privacy.entries import Opened
 from fedflow.privacy.ledger import Ledger
@@ -47,7 +48,8 @@ def collect_facts(world: World, plan: Plan) -> dict[str, Any]:
             "cpus": os.cpu_count(),
         },
     }
-    facts |= _scores(world, runner, workload, plan, data)
+    if not plan.is_describing:
+        facts |= _scores(world, runner, workload, plan, data)
     return facts | _budgets(world, plan, facts["rounds"])
 
 
@@ -62,13 +64,11 @@ def _scores(
     model = world.coordinator.exchange.get(layout.blob(world.job.id, runner.model_digest))
     if model is None:
         raise Misuse("the final model is not in the exchange")
-    arrays = parameters(decode_model(model, state_spec(model_spec(workload), plan)))
+    state = decode_model(model, state_spec(plan_spec(workload, plan), plan))
     (world.folder / "model.safetensors").write_bytes(model)
     reference = baselines.compute(workload, data, plan, Csprng.from_os())
     return {
-        "auc_global": exact_score(
-            workload, baselines.pooled_holdout(data), arrays, plan.evaluation
-        ),
+        "auc_global": exact_score(workload, baselines.pooled_holdout(data), state, plan),
         "auc_alone": reference.alone,
         "auc_alone_mean": reference.alone_mean,
         "auc_pooled": reference.pooled,

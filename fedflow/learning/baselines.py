@@ -12,17 +12,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedflow.crypto.csprng import Csprng
 from fedflow.errors import Misuse
 from fedflow.learning.dpsgd import train_plain
 from fedflow.learning.evaluation import exact_score
+from fedflow.learning.first_model import plan_model
+from fedflow.learning.methods import method_of
 from fedflow.learning.metrics import METRICS
-from fedflow.learning.model_file import ModelSpec, flatten, unflatten
+from fedflow.learning.model_file import Arrays, ModelSpec, flatten, unflatten
 from fedflow.learning.plan import Plan
-from fedflow.learning.server_state import initial_state
+from fedflow.learning.preprocessing import prepared_data
+from fedflow.learning.server_state import initial_state, parameters, state_spec
 from fedflow.learning.strategy import step_along
-from fedflow.learning.workload import PersonData, Persons, Workload, initial_model
+from fedflow.learning.workload import PersonData, Persons, Workload, units_of
 
 
 @dataclass(frozen=True)
@@ -81,19 +85,30 @@ def federated(
 def _best(
     workload: Workload, parts: Sequence[PersonData], test: Persons, plan: Plan, csprng: Csprng
 ) -> float:
-    initial = initial_model(workload)
-    spec = ModelSpec.of(initial)
-    state, best = flatten(initial_state(initial, plan)), None
+    initial = plan_model(workload, plan)
+    parts = [prepared_data(part, plan, workload) for part in parts]
+    spec = state_spec(ModelSpec.of(initial), plan)
+    vector, best = flatten(initial_state(initial, plan)), None
     metric = METRICS[plan.evaluation.metric]
     for _ in range(plan.plan.rounds):
-        arrays = unflatten(state[: spec.dimension], spec)
-        total = np.zeros(spec.dimension)
-        for part in parts:
-            total += train_plain(workload, part, arrays, plan, csprng)
-        state = step_along(state, total / len(parts), plan)
-        arrays = unflatten(state[: spec.dimension], spec)
-        score = exact_score(workload, test, arrays, plan.evaluation)
+        state = unflatten(vector, spec)
+        vector = step_along(vector, _mean(workload, parts, state, plan, csprng), plan)
+        score = exact_score(workload, test, unflatten(vector, spec), plan)
         best = score if best is None or metric.better(score, best) else best
     if best is None:
         raise Misuse("a baseline of no rounds")
     return best
+
+
+def _mean(
+    workload: Workload, parts: Sequence[PersonData], state: Arrays, plan: Plan, csprng: Csprng
+) -> NDArray[np.float64]:
+    """What a sum over all ``parts`` would say without clipping and noise, float64[d]."""
+    method = method_of(plan)
+    if method is not None:
+        units = [units_of(part.train, plan.privacy.unit) for part in parts]
+        values = [method.unit_values(workload, each, state, plan).sum(axis=0) for each in units]
+        return np.asarray(np.sum(values, axis=0), np.float64)
+    model = parameters(state)
+    changes = [train_plain(workload, part, model, plan, csprng) for part in parts]
+    return np.asarray(np.mean(changes, axis=0), np.float64)

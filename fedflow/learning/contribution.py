@@ -15,12 +15,15 @@ from fedflow.learning.batches import poisson_batches
 from fedflow.learning.clipping import Clipper
 from fedflow.learning.dpsgd import train_plain, train_private
 from fedflow.learning.evaluation import noisy_counts
+from fedflow.learning.methods import Method, method_of, unit_batches
 from fedflow.learning.model_file import Arrays
 from fedflow.learning.plan import Plan
+from fedflow.learning.preprocessing import prepared_data
 from fedflow.learning.server_state import clipping_norm_of, parameters
 from fedflow.learning.site_state import correction
 from fedflow.learning.summed_noise import clipped, noisy_steps, unit_sensitivity, with_bit
-from fedflow.learning.workload import PersonData, Workload, model_with, units_of
+from fedflow.learning.workload import PersonData, Persons, Workload, model_with, units_of
+from fedflow.privacy.noise import poisson_mask
 from fedflow.wire.messages import Kind
 
 
@@ -43,17 +46,23 @@ def contribution(
     (:mod:`fedflow.learning.site_state`). Training gives float32[d] with local
     noise, int64[d] grid steps with noise in shares (int64[d + 1] with adaptive clipping);
     evaluation int64, the counts of :mod:`~fedflow.learning.metrics`. Its cost is the plan's
-    :func:`~fedflow.privacy.plan_cost.training_event` or ``evaluation_event``. Aborted and Refusal
-    as :func:`train_private` and :func:`noisy_steps`.
+    :func:`~fedflow.privacy.plan_cost.training_event` or ``evaluation_event``. ``data`` are as the
+    workload loads them: they are :func:`prepared_data` here. Aborted and Refusal as that,
+    :func:`train_private` and :func:`noisy_steps`.
     """
+    data = prepared_data(data, plan, workload)
     arrays = parameters(state)
     if kind is Kind.EVALUATE:
-        return noisy_counts(workload, data, arrays, plan, csprng)
+        return noisy_counts(workload, data, state, plan, csprng)
     steering = correction(state, own)
     if plan.privacy.mechanism == "local":
         return train_private(workload, data, arrays, plan, csprng, correction=steering)
     norm = clipping_norm_of(state, plan)
-    if plan.privacy.mechanism == "summed":
+    method = method_of(plan)
+    if method is not None:
+        chosen = _sampled(data, plan, csprng.child("sampling"))
+        values = summed_values(method, workload, chosen, state, plan)
+    elif plan.privacy.mechanism == "summed":
         values = summed_gradient(workload, data, arrays, plan, norm, csprng.child("sampling"))
     else:
         sampling = csprng.child("sampling")
@@ -61,6 +70,30 @@ def contribution(
     sensitivity = unit_sensitivity(plan, norm, workload.reference_persons)
     coding = plan.coding(sites, value_range)
     return noisy_steps(values, plan, coding, sensitivity, csprng.child("noise"))
+
+
+def summed_values(
+    method: Method, workload: Workload, units: Persons, state: Arrays, plan: Plan
+) -> NDArray[np.float64]:
+    """The sum over ``units`` of what each adds, clipped: float64[d]. Not noised yet."""
+    norm = plan.privacy.clipping_norm
+    total = np.zeros(method.dimension(workload, plan))
+    for part in unit_batches(units, plan.training.max_physical_batch):
+        values = method.unit_values(workload, part, state, plan)
+        finite = np.isfinite(values).all(axis=1)
+        values[~finite] = 0.0  # a refusal would tell of a unit
+        lengths = np.linalg.norm(values, axis=1)
+        total += (values * np.minimum(1.0, norm / np.maximum(lengths, norm))[:, None]).sum(axis=0)
+    return total
+
+
+def _sampled(data: PersonData, plan: Plan, csprng: Csprng) -> Persons:
+    units, rate = units_of(data.train, plan.privacy.unit), plan.privacy.sample_rate
+    if rate == 1.0:
+        return units
+    chosen = poisson_mask(len(units), rate, csprng)
+    ids = tuple(i for i, taken in zip(units.ids, chosen, strict=True) if taken)
+    return Persons(units.x[chosen], units.y[chosen], units.mask[chosen], ids)
 
 
 def summed_gradient(

@@ -20,9 +20,13 @@ from numpy.typing import NDArray
 from fedflow.crypto.csprng import Csprng
 from fedflow.errors import Refusal
 from fedflow.learning.auc import exact_auc
+from fedflow.learning.methods import method_of
 from fedflow.learning.model_file import Arrays
-from fedflow.learning.plan import EvaluationSection, Plan
+from fedflow.learning.plan import Plan
+from fedflow.learning.plan_sections import EvaluationSection
+from fedflow.learning.preprocessing import prepared
 from fedflow.learning.scoring import GRID, SITE_GRID, noise_share_stddev
+from fedflow.learning.server_state import parameters
 from fedflow.learning.workload import PersonData, Persons, Workload, model_with, units_of
 from fedflow.privacy.noise import discrete_gaussian
 from fedflow.wire.messages import Kind
@@ -32,14 +36,14 @@ _AT_ONCE = 1024
 
 
 def score_counts(
-    workload: Workload, persons: Persons, arrays: Arrays, plan: Plan
+    workload: Workload, persons: Persons, state: Arrays, plan: Plan
 ) -> NDArray[np.int64]:
     """What ``persons`` put in the sum of :mod:`fedflow.learning.metrics`, int64[n] in grid units.
 
-    Not private by itself; see :func:`noisy_counts`.
+    They are prepared already. Not private by itself; see :func:`noisy_counts`.
     """
     persons = units_of(persons, plan.privacy.unit)
-    scores = _scores(workload, persons, arrays)
+    scores, target = _judged(workload, persons, state, plan)
     weights = _row_weights(persons.mask, plan.privacy.unit)[persons.mask]
     out = np.zeros(plan.vector_length(Kind.EVALUATE, 0), np.int64)
     if plan.evaluation.metric == "auc":
@@ -47,46 +51,66 @@ def score_counts(
         low, high = workload.score_range
         share = (_probabilities(scores) - low) / (high - low)
         at = np.clip(np.floor(share * bins), 0, bins - 1).astype(np.int64)
-        labels = (persons.y > 0.5).astype(np.int64)
+        labels = (target > 0.5).astype(np.int64)
         np.add.at(out, (labels * bins + at)[persons.mask], weights)
         return out
-    good = _goodness(scores, persons.y, plan.evaluation)[persons.mask]
+    good = _goodness(scores, target, plan.evaluation)[persons.mask]
     parts = np.floor(good * weights + 0.5).astype(np.int64)
     out[:] = (weights - parts).sum(), parts.sum()
     return out
 
 
 def noisy_counts(
-    workload: Workload, data: PersonData, arrays: Arrays, plan: Plan, csprng: Csprng
+    workload: Workload, data: PersonData, state: Arrays, plan: Plan, csprng: Csprng
 ) -> NDArray[np.int64]:
     """:func:`score_counts` of the held-out persons plus this site's share of noise, int64."""
-    counts = score_counts(workload, data.holdout, arrays, plan)
+    counts = score_counts(workload, data.holdout, state, plan)
     return counts + discrete_gaussian(noise_share_stddev(plan), counts.size, csprng)
 
 
-def exact_score(
-    workload: Workload, persons: Persons, arrays: Arrays, judged: EvaluationSection
-) -> float:
+def exact_score(workload: Workload, persons: Persons, state: Arrays, plan: Plan) -> float:
     """The metric of ``[evaluation]`` over all rows, without bins or noise.
 
-    Every person weighs the same. Not private: baselines only.
+    Every person weighs the same. ``persons`` as the workload loads them. Not private: baselines
+    only.
     """
-    mask = persons.mask
+    persons = prepared(persons, plan, workload)
+    scores, target = _judged(workload, persons, state, plan)
+    return score_of_rows(scores, target, persons.mask, plan.evaluation)
+
+
+def score_of_rows(
+    scores: torch.Tensor,
+    target: NDArray[np.float32],
+    mask: NDArray[np.bool_],
+    judged: EvaluationSection,
+) -> float:
+    """:func:`exact_score` from what was said, [P, R, ..], and what is true."""
     weights = (mask / np.maximum(mask.sum(axis=1, keepdims=True), 1))[mask]
-    scores = _scores(workload, persons, arrays)
     if judged.metric == "auc":
-        return exact_auc(_probabilities(scores)[mask], persons.y[mask].astype(np.float64), weights)
-    good = float(np.average(_goodness(scores, persons.y, judged)[mask], weights=weights))
+        return exact_auc(_probabilities(scores)[mask], target[mask].astype(np.float64), weights)
+    good = float(np.average(_goodness(scores, target, judged)[mask], weights=weights))
     return good if judged.metric == "accuracy" else (1.0 - good) * (judged.error_bound or 1.0)
 
 
-def _scores(workload: Workload, persons: Persons, arrays: Arrays) -> torch.Tensor:
-    """What the model says, float64[P, R, ..]."""
-    model = model_with(workload, arrays).eval()
+def model_scores(workload: Workload, model: Arrays, persons: Persons) -> torch.Tensor:
+    """What the workload's model says, float64[P, R, ..]."""
+    built = model_with(workload, model).eval()
     x = torch.from_numpy(persons.x)
     with torch.no_grad():
-        parts = [model(x[at : at + _AT_ONCE]).double() for at in range(0, max(len(x), 1), _AT_ONCE)]
+        parts = [built(x[at : at + _AT_ONCE]).double() for at in range(0, max(len(x), 1), _AT_ONCE)]
     return torch.cat(parts)
+
+
+def _judged(
+    workload: Workload, persons: Persons, state: Arrays, plan: Plan
+) -> tuple[torch.Tensor, NDArray[np.float32]]:
+    """What the model says, float64[P, R, ..], and what is true, float32[P, R, ..]."""
+    method = method_of(plan)
+    if method is not None:
+        scores, target = method.judged(workload, persons, state, plan)
+        return torch.from_numpy(scores), target
+    return model_scores(workload, parameters(state), persons), persons.y
 
 
 def _probabilities(scores: torch.Tensor) -> NDArray[np.float64]:

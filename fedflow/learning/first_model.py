@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from fedflow.learning.model_file import ModelSpec, encode_model
+from fedflow.learning.methods import SUMS, method_of
+from fedflow.learning.model_file import Arrays, ModelSpec, encode_model
 from fedflow.learning.plan import Plan
+from fedflow.learning.preprocessing import check_section
 from fedflow.learning.server_state import initial_state, state_spec
-from fedflow.learning.workload import find_workload, initial_model, model_spec
+from fedflow.learning.workload import Workload, find_workload, initial_model
 
 
 class FirstModel(NamedTuple):
@@ -21,8 +23,26 @@ class FirstModel(NamedTuple):
 def first_model(plan: Plan) -> FirstModel:
     """What ``plan`` starts from; Refusal when its workload is not installed."""
     workload = find_workload(plan.plan.workload)
+    model = plan_model(workload, plan)
     return FirstModel(
-        encode_model(initial_state(initial_model(workload), plan)),
-        state_spec(model_spec(workload), plan),
+        encode_model(initial_state(model, plan)),
+        state_spec(ModelSpec.of(model), plan),
         workload.reference_persons,
     )
+
+
+def plan_model(workload: Workload, plan: Plan) -> Arrays:
+    """The public tensors that a job starts from, without memory: a model's weights, or sums.
+
+    Refusal when the plan does not suit the workload.
+    """
+    check_section(workload, plan)
+    method = method_of(plan)
+    if method is not None:
+        return {SUMS: method.first_sums(workload, plan)}
+    return initial_model(workload)
+
+
+def plan_spec(workload: Workload, plan: Plan) -> ModelSpec:
+    """Names and shapes of :func:`plan_model`."""
+    return ModelSpec.of(plan_model(workload, plan))

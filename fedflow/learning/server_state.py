@@ -12,6 +12,8 @@ first part, and a plan without such memory has a file of the model alone.
 ``~second_moment``      [d]    Adam, Yogi, Adagrad
 ``~steps``              [1]    Adam: steps taken
 ======================  =====  ================================================================
+
+The methods of :mod:`fedflow.learning.methods` have tensors of their own.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedflow.errors import Misuse, Violation
+from fedflow.learning.methods import method_of
 from fedflow.learning.model_file import Arrays, ModelSpec
 from fedflow.learning.plan import Plan
 
@@ -35,6 +38,9 @@ CLIPPING_NORM, CONTROL, MOMENTUM, SECOND_MOMENT, STEPS = (
 
 def memory_sizes(plan: Plan, dimension: int) -> dict[str, int]:
     """Sizes of the memory tensors of ``plan`` for a model of ``dimension`` parameters, sorted."""
+    method = method_of(plan)
+    if method is not None:
+        return dict(sorted(method.memory_sizes(plan, dimension).items()))
     strategy, sizes = plan.strategy, {}
     if plan.privacy.clipping_quantile is not None:
         sizes[CLIPPING_NORM] = 1

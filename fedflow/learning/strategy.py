@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedflow.errors import Misuse, Violation
+from fedflow.learning.methods import Method, method_of
 from fedflow.learning.plan import Plan
 from fedflow.learning.server_state import (
     CLIPPING_NORM,
@@ -70,6 +71,11 @@ def next_model(
     memory = memory_views(out, plan, d)
     steps = coding.weight_steps(total, count, plan.weighting)
     weight = np.float64(steps / coding.weights.limit)
+    method = method_of(plan)
+    if method is not None:
+        opened = coding.decode_span(total, steps, 0, d, count) / plan.privacy.sample_rate
+        _method_step(method, out[:d], memory, opened, plan)
+        return out
     if CLIPPING_NORM in memory:
         bit = coding.decode_span(total, steps, d, d + 1, count)[0] / weight
         memory[CLIPPING_NORM][0] = _next_norm(plan, float(memory[CLIPPING_NORM][0]), float(bit))
@@ -84,14 +90,28 @@ def next_model(
 def step_along(vector: NDArray[np.float32], mean: _Real, plan: Plan) -> NDArray[np.float32]:
     """The next state, float32[D], for a mean over all sites of exactly ``mean`` float64[d].
 
+    Of a method, ``mean`` is the total over all sites.
+
     What :func:`next_model` does once it has decoded the sum; for comparisons without sums.
     """
     out = vector.copy()
     memory = memory_views(out, plan, mean.size)
+    method = method_of(plan)
+    if method is not None:
+        _method_step(method, out[: mean.size], memory, mean, plan)
+        return out
     _count_step(memory)
     _step(out[: mean.size], memory, plan, mean, 0)
     _move_control(memory, plan, mean, 0, 1.0)
     return out
+
+
+def _method_step(
+    method: Method, sums: NDArray[np.float32], memory: _Memory, total: _Real, plan: Plan
+) -> None:
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        method.step(sums, memory, total, plan)
+    _check_finite(sums, *memory.values())
 
 
 def _count_step(memory: _Memory) -> None:
@@ -123,7 +143,7 @@ def _move_control(memory: _Memory, plan: Plan, mean: _Real, at: int, share: floa
 
 def _check_finite(*memory: NDArray[np.float32]) -> None:
     if not all(np.isfinite(values).all() for values in memory):
-        raise Violation("not-finite-model", "the strategy's memory is not finite")
+        raise Violation("not-finite-model", "the next state is not finite")
 
 
 def _moved(vector: NDArray[np.float32], direction: _Real, rate: float) -> NDArray[np.float32]:

@@ -48,11 +48,11 @@ BIT_WEIGHT = 0.25
 def unit_sensitivity(plan: Plan, clipping_norm: float, reference_units: int) -> float:
     """How far one unit can move a site's values, in L2, before rounding.
 
-    "summed": one clipped gradient over the public divisor ``sample_rate * reference_units``.
+    "summed": one clipped gradient (or what a method sums) over the plan's public divisor.
     "site": one clipped update and, with adaptive clipping, its bit.
     """
     if plan.privacy.mechanism == "summed":
-        return clipping_norm / (plan.privacy.sample_rate * reference_units)
+        return clipping_norm / plan.divisor(reference_units)
     if plan.privacy.mechanism != "site":
         raise Misuse("with local noise a site's update needs none in shares")
     return clipping_norm * math.sqrt(1.0 + (BIT_WEIGHT**2 if _adaptive(plan) else 0.0))

@@ -89,12 +89,13 @@ def next_range(
 ) -> float:
     """The range after a round with ``value_range`` whose opened sum is ``total`` uint32[d + 1].
 
-    A fixed range stays. With "auto": the power of two at or above ``2·sqrt(count)`` times the
-    largest magnitude in the mean of ``count`` sites, where ``sqrt(count)`` undoes what averaging
-    does to independent noise. (With few coordinates it is ``4·sqrt(count)``; with very few the
-    range never shrinks.) At least a quarter of the last range, so one quiet round cannot clip the
-    next; at most ``initial``, the first round's range, where nothing is clipped. A sum at its limit
-    makes the range grow. It cannot see large updates that cancel between sites.
+    A fixed range stays, and so does that of a method, whose later sums are no larger. With "auto":
+    the power of two at or above ``2·sqrt(count)`` times the largest magnitude in the mean of
+    ``count`` sites, where ``sqrt(count)`` undoes what averaging does to independent noise. (With
+    few coordinates it is ``4·sqrt(count)``; with very few the range never shrinks.) At least a
+    quarter of the last range, so one quiet round cannot clip the next; at most ``initial``, the
+    first round's range, where nothing is clipped. A sum at its limit makes the range grow. It
+    cannot see large updates that cancel between sites.
 
     With noise in shares a site needs room for 9 deviations of its own beside its values. "summed":
     4 times as much as above; the largest of many noisy coordinates is at least 1.8 deviations of a
@@ -104,7 +105,7 @@ def next_range(
     ``sites`` are those in the roster. Violation as
     :meth:`~fedflow.learning.update_coding.UpdateCoding.weight_steps`.
     """
-    if plan.secure_aggregation.value_range == "auto":
+    if plan.secure_aggregation.value_range == "auto" and not plan.is_method:
         if plan.privacy.mechanism == "site":
             return _site_range(plan, clipping_norm or plan.privacy.clipping_norm)
         d = total.size - 1
@@ -135,8 +136,8 @@ def _unit(plan: Plan, reference_persons: int) -> float:
     """What one person at the clipping norm moves a coordinate by, in one step at most."""
     if reference_persons < 1:
         raise Misuse("a workload's reference number of persons starts at 1")
-    divisor = plan.privacy.sample_rate * reference_persons
-    return plan.training.learning_rate * plan.privacy.clipping_norm / divisor
+    step = plan.training.learning_rate * plan.privacy.clipping_norm
+    return step / plan.divisor(reference_persons)
 
 
 def _momentum_sums(plan: Plan) -> tuple[float, float, float]:

@@ -88,6 +88,9 @@ class Workload(Protocol):
     #: Persons a typical site has. Divides the noisy sum of gradients at every site alike, so that
     #: learning rates keep their usual scale and no site's size enters its update.
     reference_persons: int
+    # For methods without a gradient it has ``features``, an int, and ``bounds``: they lie between;
+    # for regression ``target_bounds``; where the target is a class its number of ``classes``; for
+    # people ``feature_names``, one for each feature.
     # Where features are tokens 0 to n - 1 a workload also has an int attribute ``vocabulary`` = n.
     #: Predicted probabilities between these two are told apart by metric "auc".
     score_range: tuple[float, float]
@@ -174,9 +177,9 @@ def group_by_person(
 ) -> PersonData:
     """Rows to padded persons, split into train and holdout.
 
-    ``x`` float32[N, F], ``y`` float32[N] or [N, ..], ``ids`` N person ids.
-    InputError when there are no rows, a person has more than ``max_rows`` rows, labels are all of
-    one class, or nobody is left to train on.
+    ``x`` float32[N, F], ``y`` float32[N] or [N, ..], ``ids`` N person ids. InputError when there
+    are no rows, a person has more than ``max_rows`` rows, labels are all of one class, or nobody
+    is left to train on.
     """
     if not len(ids):
         raise InputError("the file has no rows", where=where)

@@ -17,7 +17,7 @@ from fedflow.report.facts import labels, metric, summarise
 def summary_tables(facts: Mapping[str, Any]) -> RenderableType:
     """Quality, privacy per site, rounds, and one closing line, as one rich renderable."""
     parts: list[Table | Text] = [
-        quality_table(facts),
+        *([quality_table(facts)] if "auc_global" in facts else []),  # else data were described
         privacy_table(facts),
         rounds_table(facts),
         closing(facts),

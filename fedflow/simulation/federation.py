@@ -21,6 +21,7 @@ from fedflow.crypto.identity import Identity
 from fedflow.errors import Aborted, Misuse
 from fedflow.history import model_file
 from fedflow.learning.contribution import contribution
+from fedflow.learning.first_model import plan_model
 from fedflow.learning.model_file import Arrays, ModelSpec, flatten, model_digest, unflatten
 from fedflow.learning.plan import Plan
 from fedflow.learning.server_state import (
@@ -32,7 +33,7 @@ from fedflow.learning.server_state import (
 from fedflow.learning.site_state import after_round
 from fedflow.learning.strategy import next_model
 from fedflow.learning.value_range import initial_range, next_range
-from fedflow.learning.workload import PersonData, Workload, initial_model
+from fedflow.learning.workload import PersonData, Workload
 from fedflow.secagg.vectors import wrap
 from fedflow.simulation.secure_sum import secure_sum
 from fedflow.site.admission import Admitted
@@ -79,7 +80,7 @@ class Federation:
         if len(sites) < plan.cohort.minimum:
             raise Misuse(f"{len(sites)} sites; the plan opens no sum below {plan.cohort.minimum}")
         self.workload, self.plan, self.sites, self.secure = workload, plan, tuple(sites), secure
-        first = initial_model(workload)
+        first = plan_model(workload, plan)
         self.dimension = ModelSpec.of(first).dimension
         self.spec = state_spec(ModelSpec.of(first), plan)
         self.state = flatten(initial_state(first, plan))

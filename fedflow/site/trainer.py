@@ -96,23 +96,25 @@ def perform(
     from fedflow.crypto.csprng import Csprng
     from fedflow.learning.clipping import check_trainable
     from fedflow.learning.contribution import contribution
+    from fedflow.learning.first_model import plan_spec
     from fedflow.learning.model_file import decode_model
     from fedflow.learning.plan import Plan
+    from fedflow.learning.preprocessing import prepared_data
     from fedflow.learning.server_state import state_spec
     from fedflow.learning.site_state import site_spec
-    from fedflow.learning.workload import model_spec
     from fedflow.wire.messages import Kind
 
     plan = Plan.from_canonical(str(request["plan"]).encode())
     workload, data = loaded or load(str(request["workload"]), str(request["data"]))
     if request["task"] == "check":
-        if plan.privacy.mechanism != "site":  # there nothing is clipped by unit
+        data = prepared_data(data, plan, workload)
+        if not plan.is_method and plan.privacy.mechanism != "site":  # else no gradient is clipped
             check_trainable(workload, data.train, plan.privacy.unit)
         return np.empty(0, np.float32)
     kinds = {kind.word: kind for kind in Kind}
     if request["task"] not in kinds:
         raise Misuse(f"unknown task {request['task']!r}")
-    spec, end = model_spec(workload), len(payload) - int(request.get("own", 0))
+    spec, end = plan_spec(workload, plan), len(payload) - int(request.get("own", 0))
     kept = site_spec(spec, plan)
     return contribution(
         workload,

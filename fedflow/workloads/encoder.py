@@ -80,7 +80,7 @@ class Frozen(torch.nn.Module):
         return type(self)(copy.deepcopy(self.embeddings, memo), copy.deepcopy(self.layers, memo))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """What is new is computed; the rest is remembered."""
+        """Hidden states of the frozen layers, each text computed once."""
         keys = [row.numpy().tobytes() for row in tokens.to(torch.int32)]
         new = list({key: i for i, key in enumerate(keys) if key not in self._made}.values())
         made: dict[bytes, torch.Tensor] = {}
@@ -123,7 +123,7 @@ class Adapted(torch.nn.Module):
         self.head = torch.nn.utils.skip_init(torch.nn.Linear, WIDTH, 1)  # type: ignore[no-untyped-call]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Token ids are exact as float32."""
+        """Tokens [.., F] to one score each, [..]."""
         tokens = x.flatten(0, -2).long()
         hidden, mask = self.frozen(tokens), attended(tokens)
         for layer in self.top:

@@ -29,7 +29,8 @@ from fedflow.learning.workload import PersonData, group_by_person
 ALPHABET = " !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz"
 VOCABULARY = 1 + len(ALPHABET)
 WINDOW, MAX_ROWS = 80, 8
-WIDTH, DILATIONS = 64, (1, 2, 4)
+WIDTH = 64
+DILATIONS = (1, 2, 4)
 _NUMBER = {character: number for number, character in enumerate(ALPHABET, 1)}
 
 
@@ -48,7 +49,7 @@ class CausalConvolutions(torch.nn.Module):
         """Every convolution looks back only: padding is put before the text."""
         texts = x.flatten(0, -2).long()
         hidden = self.embed(texts).movedim(-1, 1) * WIDTH**0.5
-        for layer, dilation in zip(self.convolutions, DILATIONS, strict=True):
+        for layer, dilation in zip(self.convolutions.children(), DILATIONS, strict=True):
             before = torch.nn.functional.pad(hidden, (2 * dilation, 0))
             hidden = hidden + torch.tanh(layer(before))
         scores: torch.Tensor = self.head(hidden.movedim(1, -1))

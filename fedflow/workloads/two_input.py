@@ -3,7 +3,7 @@
 An example of a multimodal model. Every row holds both inputs one after the other, and the model
 takes them apart: a branch for each, whose outputs are joined before the last two layers. Data: one
 CSV file per site with the columns ``person``, ``label`` (0 or 1), those of ``COLUMNS`` (-1 to 1)
-and the signal, ``s0`` to ``s31`` (-2 to 2). :func:`site_table` makes rows up in which the label
+and ``s0`` to ``s31`` (-2 to 2), the signal. :func:`site_table` makes rows up in which the label
 needs both inputs.
 """
 

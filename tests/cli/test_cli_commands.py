@@ -41,6 +41,8 @@ COMMANDS = [
     ("job", "publish"),
     ("job", "list"),
     ("job", "show"),
+    ("job", "learned"),
+    ("job", "preprocessing"),
     ("ledger", "show"),
     ("ledger", "verify"),
     ("ledger", "export"),

@@ -75,7 +75,7 @@ def test_histogram_auc_approaches_the_exact_one(tmp_path):
     data = workload.load(write_csv(tmp_path / "s.csv", site_rows(persons=400)))
     arrays = model()
     arrays["linear.weight"][0, list(randhie.NUMERIC).index("female")] = 2.0
-    exact = exact_score(workload, data.train, arrays, plan_with().evaluation)
+    exact = exact_score(workload, data.train, arrays, plan_with())
     gaps = []
     for bins in (4, 1000):
         plan = plan_with(evaluation__bins=bins)

@@ -73,7 +73,7 @@ def test_hundreds_of_sites_learn_a_model_that_hides_each_of_them(people):
         opened = federation.round(drop=range(number, SITES, 10))
         assert len(opened.survivors) == SITES * 9 // 10
     # untrained .5, without privacy about .73
-    assert exact_score(workload, test, federation.model(), terms.evaluation) > 0.62
+    assert exact_score(workload, test, federation.model(), terms) > 0.62
 
 
 def test_an_adaptive_norm_climbs_from_far_below(people):

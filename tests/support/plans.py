@@ -29,7 +29,7 @@ AUTO: dict[str, Any] = {"secure_aggregation__value_range": "auto"}
 
 
 def make_plan(**changes: Any) -> Plan:
-    """A plan with single fields changed, as ``section__field=value``."""
+    """A plan with single fields changed: ``section__field=value``; ``section=None`` drops it."""
     raw: dict[str, dict[str, Any]] = {
         "plan": {"name": "demo", "workload": "randhie", "rounds": 10},
         "cohort": {"minimum": 4, "colluders": 1},
@@ -46,7 +46,10 @@ def make_plan(**changes: Any) -> Plan:
         "secure_aggregation": {"bits": 32, "value_range": 8.0},
         "deadlines": {"round_seconds": 60.0, "leg_seconds": 20.0},
     }
+    left_out = [name for name, value in changes.items() if value is None and "__" not in name]
     for name, value in changes.items():
+        if name in left_out:
+            continue
         section, field = name.split("__")
         raw.setdefault(section, {})[field] = value
-    return Plan.model_validate(raw)
+    return Plan.model_validate({name: raw[name] for name in raw if name not in left_out})

@@ -1,0 +1,87 @@
+"""Which settings of a plan make no sense together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fedflow.learning.plan import Plan
+
+MOST_STEPS = 10_000
+#: What each method needs under [method], and what it may have beside.
+_SIZES: dict[str, tuple[set[str], set[str]]] = {
+    "kmeans": ({"clusters"}, set()),
+    "linear": (set(), {"ridge"}),
+    "prototypes": ({"clusters", "neighbours"}, set()),
+    "histogram": ({"bins"}, set()),
+    "moments": ({"bins"}, set()),
+}
+
+
+def misfits(plan: Plan) -> Iterator[str]:
+    """Settings that make no sense together, each as a sentence."""
+    privacy, training, strategy = plan.privacy, plan.training, plan.strategy
+    for name, metric in (("bins", "auc"), ("error_bound", "mse")):
+        wanted = plan.evaluation.metric == metric
+        if wanted != (getattr(plan.evaluation, name) is not None):
+            problem = "is missing for" if wanted else "is only for"
+            yield f'evaluation.{name} {problem} metric "{metric}"'
+    mechanism = privacy.mechanism
+    if (training.local_steps is None) == (training.local_epochs is None):
+        yield "training needs either local_steps or local_epochs"
+    if plan.local_steps > MOST_STEPS:
+        yield f"training.local_epochs makes {plan.local_steps} steps a round, over {MOST_STEPS}"
+    if (privacy.unit == "site") != (mechanism == "site"):
+        yield f'privacy.mechanism "{mechanism}" cannot protect unit "{privacy.unit}"'
+    if plan.is_describing == plan.is_scored:
+        problem = "only describes data: leave out" if plan.is_describing else "needs"
+        yield f'strategy.name "{strategy.name}" {problem} [evaluation]'
+    if plan.is_describing and plan.is_prepared:
+        yield f'strategy.name "{strategy.name}" describes data as they are: no [preprocessing]'
+    if (strategy.name == "fedsgd" or plan.is_method) != (mechanism == "summed"):
+        yield f'strategy.name "{strategy.name}" does not go with privacy.mechanism "{mechanism}"'
+    needed, allowed = _SIZES.get(strategy.name, (set(), set()))
+    given = {name for name, size in plan.method if size is not None}
+    for name in sorted(needed - given):
+        yield f'method.{name} is missing for strategy.name "{strategy.name}"'
+    for name in sorted(given - needed - allowed):
+        yield f'method.{name} is not for strategy.name "{strategy.name}"'
+    if mechanism == "summed":
+        if plan.local_steps != 1:
+            yield 'with privacy.mechanism "summed" a round is one step: training.local_steps is 1'
+        own = (training.optimizer, training.momentum, training.learning_rate)
+        if own != ("sgd", 0.0, 1.0):
+            yield (
+                'with privacy.mechanism "summed" only the server steps: leave out'
+                " training.optimizer, momentum and learning_rate, set them under [strategy]"
+            )
+    if mechanism != "local" and strategy.weighting != "uniform":
+        yield f'with privacy.mechanism "{mechanism}" strategy.weighting is "uniform"'
+    if privacy.clipping_quantile is not None and mechanism != "site":
+        yield 'privacy.clipping_quantile is for privacy.mechanism "site"'
+    for name, optimizer, momentum in (
+        ("training.momentum", training.optimizer, training.momentum),
+        ("strategy.server_momentum", strategy.server_optimizer, strategy.server_momentum),
+    ):
+        if optimizer != "sgd" and momentum:
+            yield f"{name} belongs to sgd; {optimizer} has its own"
+    if training.proximal and plan.local_steps == 1:
+        yield (
+            "training.proximal does nothing in a round of one step, which starts at the global"
+            " model; raise training.local_steps or leave it out"
+        )
+    if (strategy.buffer is not None) != plan.is_asynchronous:
+        yield 'strategy.buffer goes with strategy.name "fedbuff", and that needs it'
+    if plan.is_asynchronous:
+        if mechanism != "local":
+            yield 'with strategy.name "fedbuff" privacy.mechanism is "local"'
+        if (strategy.buffer or 0) < plan.cohort.minimum:
+            yield "strategy.buffer is at least cohort.minimum: each buffer is a sum of its own"
+        if plan.participation.fraction < 1:
+            yield 'with strategy.name "fedbuff" sites come when they are ready: no fraction'
+    if strategy.name == "scaffold":
+        if (training.optimizer, training.momentum) != ("sgd", 0.0):
+            yield 'strategy.name "scaffold" needs training.optimizer "sgd" without momentum'
+        if strategy.weighting != "uniform":
+            yield 'with strategy.name "scaffold" strategy.weighting is "uniform"'
