@@ -112,7 +112,7 @@ def run(name, folder, monkeypatch):
     before = loss()
     for _ in range(rounds):
         federation.round()
-    return before, loss(), exact_score(workload, held, federation.model(), plan.evaluation)
+    return before, loss(), exact_score(workload, held, federation.model(), plan)
 
 
 @pytest.mark.slow
