@@ -140,9 +140,9 @@ def adapted_encoder(layers: int, seed: int = 0) -> Adapted:
     A is drawn, B and the head are zero, so the first model says nothing. Everything frozen is
     shared between the models of a process.
     """
+    frozen, shared = _encoder(layers)
     from peft import LoraConfig, inject_adapter_in_model
 
-    frozen, shared = _encoder(layers)
     top = copy.deepcopy(shared, {id(p): p for p in shared.parameters()})
     targets = ["query", "value"]
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=targets)
