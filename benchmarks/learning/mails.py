@@ -52,7 +52,7 @@ def mail_rows(amount: Amount) -> Iterator[Row]:
     for number in range(1, plan.plan.rounds + 1):
         federation.round()
         if plan.is_evaluated(number):
-            score = exact_score(mails.workload, held, federation.model(), plan.evaluation)
+            score = exact_score(mails.workload, held, federation.model(), plan)
             say(f"mails: {score:.4f} after round {number}, {time.monotonic() - began:.0f} s")
     spent = plan_cost(plan).total.train_epsilon
     yield Row(

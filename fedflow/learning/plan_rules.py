@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 MOST_STEPS = 10_000
 #: What each method needs under [method], and what it may have beside.
 _SIZES: dict[str, tuple[set[str], set[str]]] = {
-    "gbdt": ({"trees", "depth"}, {"bins", "ridge"}),
-    "forest": ({"trees", "depth"}, {"bins"}),
     "kmeans": ({"clusters"}, set()),
     "linear": (set(), {"ridge"}),
     "prototypes": ({"clusters", "neighbours"}, set()),

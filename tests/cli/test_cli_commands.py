@@ -42,6 +42,7 @@ COMMANDS = [
     ("job", "list"),
     ("job", "show"),
     ("job", "learned"),
+    ("job", "preprocessing"),
     ("ledger", "show"),
     ("ledger", "verify"),
     ("ledger", "export"),
@@ -54,6 +55,9 @@ COMMANDS = [
     ("prefect", "deploy"),
     ("prefect", "status"),
     ("workload", "example"),
+    ("workload", "new"),
+    ("workload", "check"),
+    ("workload", "try"),
 ]
 PLAN = "flows/plans/randhie.toml"
 

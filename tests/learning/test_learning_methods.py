@@ -93,7 +93,7 @@ def test_quantiles_are_where_the_counts_say():
     ("fields", "text"),
     [
         ({"method__bins": None}, "method.bins is missing"),
-        ({"method__trees": 3}, "method.trees is not for"),
+        ({"method__clusters": 3}, "method.clusters is not for"),
         ({"privacy__mechanism": "local"}, "does not go with privacy.mechanism"),
     ],
 )

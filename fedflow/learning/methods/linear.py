@@ -62,8 +62,8 @@ class Coefficients(NamedTuple):
 class Linear:
     """``strategy.name = "linear"``: d = p(p + 1)/2 + p + 1 with p = F + 1, the constant first.
 
-    The upper triangle of X'X row by row, then 2 X'y, then y'y; features and target with their bounds
-    at -1 and 1. Rows of a unit share its weight.
+    The upper triangle of X'X row by row, then 2 X'y, then y'y; features and target with their
+    bounds at -1 and 1. Rows of a unit share its weight.
     """
 
     def dimension(self, workload: Workload, plan: Plan) -> int:
