@@ -65,8 +65,8 @@ def verdict(facts: Mapping[str, Any]) -> Html:
     else:
         line = (
             f"{at} per {s.unit}, training together did not pay in this run: the shared model has "
-            f"{_a(facts)} of {words.auc(auc)}, against {words.auc(alone)} on average for a site that "
-            "trains alone without privacy. The noise cost more than the extra data gained."
+            f"{_a(facts)} of {words.auc(auc)}, against {words.auc(alone)} on average for a site "
+            "that trains alone without privacy. The noise cost more than the extra data gained."
         )
         tone = "bad"
     alone_scores = (facts.get("auc_alone") or {}).items()
@@ -183,8 +183,8 @@ def quality(facts: Mapping[str, Any]) -> Html:
         ("Global model is better by", "n"),
     ]
     note = (
-        "All rows are scored on the same held-out people. The global model's score in the plot comes "
-        "from a noised sum and carries its error bar; baselines use no privacy and exist for "
+        "All rows are scored on the same held-out people. The global model's score in the plot "
+        "comes from a noised sum and carries its error bar; baselines use no privacy and exist for "
         "comparison only."
     )
     return join(
