@@ -97,9 +97,9 @@ def _of_trees(plan: Plan) -> Iterator[str]:
         yield f"method.trees {trees} are not the same number in each of plan.rounds {rounds}"
     if strategy.server_optimizer != "sgd":
         yield f'strategy.name "{strategy.name}" has no other server_optimizer than "sgd"'
-    if strategy.name == "forest":
-        if (strategy.server_learning_rate, strategy.server_momentum) != (1.0, 0.0):
-            yield (
-                'with strategy.name "forest" no tree follows another: leave out'
-                " strategy.server_learning_rate and server_momentum"
-            )
+    steps = (strategy.server_learning_rate, strategy.server_momentum)
+    if strategy.name == "forest" and steps != (1.0, 0.0):
+        yield (
+            'with strategy.name "forest" no tree follows another: leave out'
+            " strategy.server_learning_rate and server_momentum"
+        )

@@ -1,10 +1,10 @@
 """A random forest: the mean over random trees of what their leaves hold, from noised counts.
 
-Fletcher and Islam, "Differentially private random decision forests using smooth sensitivity" (Expert
-Systems with Applications, 2017): which class a leaf's people are in takes all of the budget, where
-trees divide none. The leaves here hold sums of targets and of people, so a forest predicts shares
-of a class as well as values. No tree depends on another: rounds only divide the trees, and one
-round with all of them costs as much. See :mod:`fedflow.learning.methods.trees`.
+Fletcher and Islam, "Differentially private random decision forests using smooth sensitivity"
+(Expert Systems with Applications, 2017): what a leaf's people are takes all of the budget, where
+trees divide none. Leaves here hold sums of targets and of people, so a forest predicts shares of a
+class as well as values. No tree depends on another: rounds only divide the trees, and one round
+with all of them costs as much. See :mod:`fedflow.learning.methods.trees`.
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@ Where trees divide is drawn from public randomness, before anybody looks at data
 privacy budget goes into what their leaves say: "totally random" trees with Newton leaves, in
 batches that share one sum, are what works best under differential privacy (Maddock, Cormode, Wang,
 Maple and Jha, "Federated boosted decision trees with differential privacy", CCS 2022; for forests
-Fletcher and Islam, "Differentially private random decision forests using smooth sensitivity", 2017).
-A round is one histogram: for every leaf of the batch, gradient and curvature of the units in it.
+Fletcher and Islam, "Differentially private random decision forests using smooth sensitivity",
+2017). A round is one histogram: for every leaf of the batch, gradient and curvature of the units
+in it.
 
 Targets lie at -2 and 2 for values, whose loss is an eighth of the squared error, and at 0 and 1 for
 two classes, whose loss is the logistic. So in both a row's gradient is about a half and its
