@@ -97,9 +97,10 @@ def _of_trees(plan: Plan) -> Iterator[str]:
         yield f"method.trees {trees} are not the same number in each of plan.rounds {rounds}"
     if strategy.server_optimizer != "sgd":
         yield f'strategy.name "{strategy.name}" has no other server_optimizer than "sgd"'
-    steps = (strategy.server_learning_rate, strategy.server_momentum)
-    if strategy.name == "forest" and steps != (1.0, 0.0):
+    if strategy.name == "forest" and strategy.server_momentum:
+        yield 'strategy.server_momentum is not for strategy.name "forest"'
+    if strategy.name == "forest" and rounds == 1 and strategy.server_learning_rate != 1.0:
         yield (
-            'with strategy.name "forest" no tree follows another: leave out'
-            " strategy.server_learning_rate and server_momentum"
+            'with strategy.name "forest" in one round leaves say what their people are: leave out'
+            " strategy.server_learning_rate"
         )

@@ -19,7 +19,6 @@ from fedflow.learning.methods.trees import (
     CURVATURE,
     LEAVES,
     TREES,
-    Inputs,
     RowSet,
     inputs_of,
     is_binary,
@@ -64,8 +63,8 @@ class Gbdt:
         """Mean gradient and curvature of a unit's rows, in the leaves they are in."""
         inputs = inputs_of(workload, plan)
         rows = rows_of(workload, units, inputs)
-        gradient, curvature = _derivatives(workload, rows, state, inputs, plan)
-        done = int(state[TREES][0])
+        said, done = said_by(rows.x, state, inputs, plan), int(state[TREES][0])
+        gradient, curvature = self.derivatives(workload, rows, said)
         return summed_by_leaf(rows, len(units), gradient, curvature, inputs, plan, done)
 
     def step(self, sums: NDArray[np.float32], memory: Memory, total: Real, plan: Plan) -> None:
@@ -90,18 +89,23 @@ class Gbdt:
         """Scores and targets, [P, R]; see :func:`~fedflow.learning.methods.base.scores_of`."""
         inputs = inputs_of(workload, plan)
         rows = rows_of(workload, persons, inputs)
-        said = said_by(rows.x, state, inputs, plan)
         out = np.zeros(persons.mask.shape)
-        out[persons.mask] = np.tanh(said / 2) if is_binary(workload) else np.clip(said / 2, -1, 1)
+        out[persons.mask] = self.predicted(workload, said_by(rows.x, state, inputs, plan))
         return scores_of(out, *needs_target(workload), plan), persons.y
 
+    def derivatives(self, workload: Workload, rows: RowSet, said: Real) -> tuple[Real, Real]:
+        """Minus the loss's gradient by the score ``said``, and its curvature, of each row [N]."""
+        if not is_binary(workload):
+            return of_values(rows, said)
+        probability = 0.5 + 0.5 * np.tanh(said / 2)
+        return (rows.target > 0) - probability, probability * (1 - probability)
 
-def _derivatives(
-    workload: Workload, rows: RowSet, state: Arrays, inputs: Inputs, plan: Plan
-) -> tuple[Real, Real]:
-    """Minus the loss's gradient by the score, and its curvature, of each row [N]."""
-    said = said_by(rows.x, state, inputs, plan)
-    if not is_binary(workload):
-        return CURVATURE * (2 * rows.target - said), np.full(len(said), CURVATURE)
-    probability = 0.5 + 0.5 * np.tanh(said / 2)
-    return (rows.target > 0) - probability, probability * (1 - probability)
+    def predicted(self, workload: Workload, said: Real) -> Real:
+        """What scores [N] mean, the bounds of the target at -1 and 1."""
+        means = np.tanh(said / 2) if is_binary(workload) else np.clip(said / 2, -1.0, 1.0)
+        return np.asarray(means, np.float64)
+
+
+def of_values(rows: RowSet, said: Real) -> tuple[Real, Real]:
+    """The derivatives of an eighth of the squared error, bounds of the target at -2 and 2."""
+    return CURVATURE * (2 * rows.target - said), np.full(len(said), CURVATURE)
