@@ -50,7 +50,13 @@ NUMERIC: dict[str, tuple[float, float]] = {
 }
 AGE_KNOTS = (0.0, 2.0, 6.0, 12.0, 18.0, 25.0, 35.0, 45.0, 55.0, 65.0)
 AGE_KNOTS_FEMALE = (12.0, 18.0, 25.0, 35.0, 45.0, 65.0)
-FEATURES = len(NUMERIC) + 2 + len(AGE_KNOTS) + len(AGE_KNOTS_FEMALE) - 2
+NAMES = (
+    *NUMERIC,
+    *("coins over 0", "first year"),
+    *(f"age {knot:.0f}" for knot in AGE_KNOTS),
+    *(f"female, age {knot:.0f}" for knot in AGE_KNOTS_FEMALE[1:-1]),
+)
+FEATURES = len(NAMES)
 
 
 def _hats(values: NDArray[np.float64], knots: tuple[float, ...]) -> list[NDArray[np.float64]]:
@@ -100,6 +106,7 @@ class RandHie:
     unit_column = "zper"
     reference_persons = 800
     features = FEATURES
+    feature_names = NAMES
     bounds = (-3.0, 3.0)
     target_bounds = (0.0, 1.0)
     classes = 2

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedflow.report import words
-from fedflow.report.facts import labels, metric, summarise
+from fedflow.report.facts import better_by, labels, metric, summarise
 
 
 def summary_tables(facts: Mapping[str, Any]) -> RenderableType:
@@ -31,12 +31,12 @@ def print_summary(facts: Mapping[str, Any], console: Console | None = None) -> N
 
 
 def quality_table(facts: Mapping[str, Any]) -> Table:
-    """AUC of the global model beside the baselines."""
+    """The score of the global model beside the baselines."""
     s, auc = summarise(facts), facts.get("auc_global")
     table = plain_table("Quality on held-out people")
     table.add_column("model")
     table.add_column("privacy")
-    table.add_column("AUC", justify="right")
+    table.add_column(metric(facts).label, justify="right")
     table.add_column("global is better by", justify="right")
     spent = f"ε ≤ {words.epsilon(s.worst_epsilon)} per {s.unit}"
     table.add_row("global model of this job", spent, words.auc(auc), "", style="bold cyan")
@@ -47,10 +47,10 @@ def quality_table(facts: Mapping[str, Any]) -> Table:
     ):
         value = facts.get(key)
         if value is not None:
-            table.add_row(name, "none (baseline)", words.auc(value), _difference(auc, value))
+            table.add_row(name, "none (baseline)", words.auc(value), _difference(facts, auc, value))
     for label, value in (facts.get("auc_alone") or {}).items():
         row = (Text(f"  {label} alone"), "none (baseline)", words.auc(value))
-        table.add_row(*row, _difference(auc, value), style="dim")
+        table.add_row(*row, _difference(facts, auc, value), style="dim")
     return table
 
 
@@ -79,7 +79,7 @@ def privacy_table(facts: Mapping[str, Any]) -> Table:
 
 
 def rounds_table(facts: Mapping[str, Any]) -> Table:
-    """One line per round: participation, AUC, seconds, bytes."""
+    """One line per round: participation, score, seconds, bytes."""
     table = plain_table("Rounds")
     for name in (
         "round",
@@ -145,10 +145,11 @@ def closing(facts: Mapping[str, Any]) -> Text:
     return out
 
 
-def _difference(auc: float | None, other: float) -> Text:
-    if auc is None:
+def _difference(facts: Mapping[str, Any], score: float | None, other: float) -> Text:
+    if score is None:
         return Text(words.MISSING)
-    return Text(words.signed(auc - other), style="green" if auc > other else "red")
+    gain = better_by(facts, score, other)
+    return Text(words.signed(gain), style="green" if gain > 0 else "red")
 
 
 def plain_table(title: str) -> Table:

@@ -6,6 +6,7 @@ from fedflow.crypto.csprng import Csprng
 from fedflow.learning import randhie
 from fedflow.learning.baselines import pooled_holdout
 from fedflow.learning.evaluation import exact_score
+from fedflow.learning.model_file import unflatten
 from fedflow.learning.plan import load_plan
 from fedflow.simulation.federation import Federation
 
@@ -21,10 +22,17 @@ DISTINCT = {
     "fedbuff": {"strategy__name": "fedbuff", "strategy__buffer": 4},
     "preprocessing": {"strategy__name": "moments", "method__bins": 32},
     "tabular": {"plan__workload": "randhie-table"},
+    "kmeans": {"strategy__name": "kmeans", "method__clusters": 6, "evaluation__metric": "mse"},
+    "linear": {"strategy__name": "linear", "evaluation__metric": "auc"},
+    "prototypes": {"strategy__name": "prototypes", "method__neighbours": 3},
+    "histogram": {"strategy__name": "histogram", "method__bins": 32},
     "cohorts": {"participation__fraction": 0.8, "stopping__target": 0.70},
 }
+#: The last round's score of plans without a gradient, and whether it is to be above.
+METHODS = {"kmeans": (0.135, False), "linear": (0.70, True), "prototypes": (0.60, True)}
 #: Who is asked is the coordinator's, and tables have data of their own.
-TRAINED = [name for name in DISTINCT if name not in ("cohorts", "preprocessing", "tabular")]
+ELSEWHERE = {"cohorts", "preprocessing", "tabular", "histogram", *METHODS}
+TRAINED = [name for name in DISTINCT if name not in ELSEWHERE]
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +70,19 @@ def test_lists_of_a_plan_are_read(tmp_path, request):
     text = text.replace("[participation]\n", '[participation]\nstrata = ["north-*", "site-1"]\n')
     (tmp_path / "plan.toml").write_text(text)
     assert load_plan(tmp_path / "plan.toml").participation.strata == ("north-*", "site-1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_a_plan_without_a_gradient_learns(request, sites, name):
+    plan, (score, above) = plan_named(request, name), METHODS[name]
+    federation = Federation(randhie.workload, sites, plan, Csprng.from_seed(bytes(32)))
+    for _ in range(plan.plan.rounds):
+        federation.round()
+    state = unflatten(federation.state, federation.spec)
+    held_out = pooled_holdout(dict(enumerate(sites)))
+    found = exact_score(randhie.workload, held_out, state, plan)
+    assert (found > score) == above
 
 
 @pytest.mark.slow
