@@ -32,7 +32,7 @@ from fedflow.privacy.plan_cost import plan_cost
 from fedflow.simulation.federation import Federation
 
 PLANS = Path(__file__).parents[2] / "flows" / "plans"
-SEEDS = 5
+SEEDS, QUICK_ROUNDS = 5, 2
 LEAF = 10  #: rows in a leaf of the better forest, at least
 Sites = Mapping[str, PersonData]
 
@@ -102,7 +102,7 @@ def tree_rows(amount: Amount) -> Iterator[Row]:
         central[name] = [central_auc(model(seed), data) for seed in seeds]
         say(f"central {name}: {interval(central[name])}")
     for name, beside in (("gbdt", "boosting"), ("forest", "forest")):
-        plans = [plan_of(name, seed, 1 if amount.quick else None) for seed in seeds]
+        plans = [plan_of(name, seed, QUICK_ROUNDS if amount.quick else None) for seed in seeds]
         cost = plan_cost(plans[0]).total
         found = [private_auc(plan, data, seed) for seed, plan in enumerate(plans)]
         if private_auc(plans[0], data, 0, secure=True) != found[0]:
