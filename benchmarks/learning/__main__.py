@@ -15,6 +15,7 @@ from benchmarks.learning.missing import missing_rows
 from benchmarks.learning.plot import drawn
 from benchmarks.learning.rounds import iid_rows, shard_rows
 from benchmarks.learning.straggler import straggler_rows
+from benchmarks.learning.trees import tree_rows
 from benchmarks.parts import Parts, add_part_options, rows_of, status_of
 
 LIBRARIES = ("numpy", "torch")
@@ -26,6 +27,7 @@ PARTS: Parts = {
     "boston": boston_rows,
     "missing": missing_rows,
     "mails": mail_rows,
+    "trees": tree_rows,
 }
 
 EXAMPLES = """examples:

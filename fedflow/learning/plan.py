@@ -40,7 +40,7 @@ from fedflow.wire.messages import Kind
 MAX_PLAN_BYTES = 64 << 10
 SUITE_NUMBERS = {suite.name: suite.number for suite in SUITES.values()}
 #: Strategies whose every round is one secure sum of something that is no gradient.
-METHODS = ("kmeans", "linear", "prototypes", "histogram", "moments")
+METHODS = ("gbdt", "forest", "kmeans", "linear", "prototypes", "histogram", "moments")
 #: Of these, those that describe data and predict nothing: there is nothing to score.
 DESCRIBING = ("histogram", "moments")
 _NEVER_SCORED = EvaluationSection(every=10_000, metric="accuracy", noise_multiplier=1_000_000.0)

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 MOST_STEPS = 10_000
 #: What each method needs under [method], and what it may have beside.
 _SIZES: dict[str, tuple[set[str], set[str]]] = {
+    "gbdt": ({"trees", "depth"}, {"bins", "ridge"}),
+    "forest": ({"trees", "depth"}, {"bins", "ridge"}),
     "kmeans": ({"clusters"}, set()),
     "linear": (set(), {"ridge"}),
     "prototypes": ({"clusters", "neighbours"}, set()),
@@ -47,6 +49,8 @@ def misfits(plan: Plan) -> Iterator[str]:
         yield f'method.{name} is missing for strategy.name "{strategy.name}"'
     for name in sorted(given - needed - allowed):
         yield f'method.{name} is not for strategy.name "{strategy.name}"'
+    if strategy.name in ("gbdt", "forest"):
+        yield from _of_trees(plan)
     if mechanism == "summed":
         if plan.local_steps != 1:
             yield 'with privacy.mechanism "summed" a round is one step: training.local_steps is 1'
@@ -85,3 +89,18 @@ def misfits(plan: Plan) -> Iterator[str]:
             yield 'strategy.name "scaffold" needs training.optimizer "sgd" without momentum'
         if strategy.weighting != "uniform":
             yield 'with strategy.name "scaffold" strategy.weighting is "uniform"'
+
+
+def _of_trees(plan: Plan) -> Iterator[str]:
+    strategy, trees, rounds = plan.strategy, plan.method.trees, plan.plan.rounds
+    if trees is not None and rounds and trees % rounds:
+        yield f"method.trees {trees} are not the same number in each of plan.rounds {rounds}"
+    if strategy.server_optimizer != "sgd":
+        yield f'strategy.name "{strategy.name}" has no other server_optimizer than "sgd"'
+    if strategy.name == "forest" and strategy.server_momentum:
+        yield 'strategy.server_momentum is not for strategy.name "forest"'
+    if strategy.name == "forest" and rounds == 1 and strategy.server_learning_rate != 1.0:
+        yield (
+            'with strategy.name "forest" in one round leaves say what their people are: leave out'
+            " strategy.server_learning_rate"
+        )

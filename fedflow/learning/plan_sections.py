@@ -91,6 +91,8 @@ class StrategySection(Section):
         "fedsgd",
         "scaffold",
         "fedbuff",
+        "gbdt",
+        "forest",
         "kmeans",
         "linear",
         "prototypes",
@@ -111,7 +113,8 @@ class StrategySection(Section):
         default=1.0,
         gt=0,
         le=1_000,
-        description="factor on the mean; 1 is plain averaging of updates",
+        description="factor on the mean; 1 is plain averaging of updates; of gbdt: on the mean of"
+        " a round's trees",
     )
     weighting: Literal["uniform", "declared"] = Field(
         default="uniform",
@@ -138,8 +141,14 @@ class MethodSection(Section):
     Each method says which of them it needs; the others are left out.
     """
 
+    trees: int | None = Field(default=None, ge=1, le=2_000, description="of gbdt, forest: in all")
+    depth: int | None = Field(default=None, ge=1, le=10, description="of gbdt, forest: of a tree")
     bins: int | None = Field(
-        default=None, ge=2, le=1_024, description="of histogram, moments: per feature"
+        default=None,
+        ge=2,
+        le=1_024,
+        description="of histogram, moments: per feature; of gbdt, forest: that trees divide"
+        " between, where the workload's cuts are not to be used",
     )
     clusters: int | None = Field(
         default=None, ge=2, le=10_000, description="of kmeans, prototypes: how many"
@@ -148,7 +157,7 @@ class MethodSection(Section):
         default=None, ge=1, le=1_000, description="of prototypes: that a prediction is the mean of"
     )
     ridge: float | None = Field(
-        default=None, ge=0, le=1e9, description="of linear: pull to zero, in units of people"
+        default=None, ge=0, le=1e9, description="of linear, gbdt, forest: pull to zero, in people"
     )
 
 

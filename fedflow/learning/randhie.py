@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedflow.learning.randhie_cuts import AGE_CUTS, CUTS
 from fedflow.learning.table import Table
 from fedflow.learning.workload import PersonData, group_by_person
 
@@ -110,6 +111,21 @@ class RandHie:
     target_bounds = (0.0, 1.0)
     classes = 2
     score_range = (0.4, 0.95)  # visits are common: about two person-years in three have one
+
+    cuts = (
+        *(
+            tuple((cut - centre) / scale for cut in CUTS[column])
+            for column, (centre, scale) in NUMERIC.items()
+        ),
+        AGE_CUTS,
+    )
+
+    def tree_features(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What trees divide by ``cuts``: the numeric columns, and age in years from its curve."""
+        first = len(NUMERIC) + 2
+        knots = np.array(AGE_KNOTS, np.float32)
+        age = (x[..., first : first + len(AGE_KNOTS)] * knots).sum(axis=-1, keepdims=True)
+        return np.concatenate([x[..., : len(NUMERIC)], age], axis=-1)
 
     def build_model(self) -> torch.nn.Module:
         """A logistic regression with zero weights."""

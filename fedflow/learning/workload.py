@@ -97,6 +97,8 @@ class Workload(Protocol):
     # For methods without a gradient it has ``features``, an int, and ``bounds``: they lie between;
     # for regression ``target_bounds``; where the target is a class its number of ``classes``; for
     # people ``feature_names``, one for each feature.
+    # Trees divide at public ``cuts``: of each feature ascending values, maybe none; or of each that
+    # ``tree_features(x)`` makes of ``x``, float [P, R, F] to [P, R, V].
     # Where features are tokens 0 to n - 1 a workload also has an int attribute ``vocabulary`` = n.
     #: Predicted probabilities between these two are told apart by metric "auc".
     score_range: tuple[float, float]

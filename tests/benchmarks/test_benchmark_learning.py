@@ -10,13 +10,15 @@ import pytest
 import torch
 
 from benchmarks.figures import WrongResult
-from benchmarks.learning import dirichlet, paced, plot, rounds, straggler
+from benchmarks.learning import dirichlet, paced, plot, rounds, straggler, trees
 from benchmarks.learning.digits import Run, rounds_to
 from benchmarks.learning.rounds import IID, PUBLISHED, SHARDS, Method, rounds_row
 from benchmarks.utility.report import Amount
 from benchmarks.utility.workloads import rows
 from fedflow.crypto.csprng import Csprng
+from fedflow.learning.plan import load_plan
 from fedflow.learning.workload import PersonData
+from fedflow.privacy.plan_cost import plan_cost
 
 
 @pytest.mark.parametrize(
@@ -181,3 +183,13 @@ def test_the_paced_workload_is_installed_where_its_folder_is_on_the_path(tmp_pat
     found = importlib.metadata.entry_points(group=paced.ENTRY_POINTS)
     (entry,) = [e for e in found if e.name == "paced"]
     assert entry.load() is paced.workload
+
+
+@pytest.mark.parametrize("name", ["gbdt", "forest"])
+def test_trees_are_run_by_the_example_plans_with_other_trees_for_each_seed(name):
+    one, other = (trees.plan_of(name, seed) for seed in (0, 1))
+    assert one.digest() != other.digest()
+    assert one.privacy == load_plan(trees.PLANS / f"{name}.toml").privacy
+    assert plan_cost(one).total.train_epsilon <= 8.0
+    quick = trees.plan_of(name, 0, trees.QUICK_ROUNDS)
+    assert quick.method.trees * one.plan.rounds == one.method.trees * quick.plan.rounds

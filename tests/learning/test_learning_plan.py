@@ -203,6 +203,9 @@ def sizes_of_methods():
     """Plans of methods; each field of [method] is in one of them beside a plan without it."""
     for name, needed, more in (
         ("linear", {}, {"ridge": 2.0}),
+        ("gbdt", {"trees": 6, "depth": 3}, {"bins": 8, "ridge": 2.0}),
+        ("gbdt", {"trees": 9, "depth": 3}, {}),
+        ("gbdt", {"trees": 6, "depth": 4}, {}),
         ("prototypes", {"clusters": 4, "neighbours": 2}, {}),
         ("prototypes", {"clusters": 5, "neighbours": 2}, {}),
         ("prototypes", {"clusters": 4, "neighbours": 3}, {}),

@@ -25,11 +25,19 @@ DISTINCT = {
     "kmeans": {"strategy__name": "kmeans", "method__clusters": 6, "evaluation__metric": "mse"},
     "linear": {"strategy__name": "linear", "evaluation__metric": "auc"},
     "prototypes": {"strategy__name": "prototypes", "method__neighbours": 3},
+    "gbdt": {"strategy__name": "gbdt", "method__trees": 320},
+    "forest": {"strategy__name": "forest", "method__trees": 120},
     "histogram": {"strategy__name": "histogram", "method__bins": 32},
     "cohorts": {"participation__fraction": 0.8, "stopping__target": 0.70},
 }
 #: The last round's score of plans without a gradient, and whether it is to be above.
-METHODS = {"kmeans": (0.135, False), "linear": (0.70, True), "prototypes": (0.60, True)}
+METHODS = {
+    "kmeans": (0.135, False),
+    "linear": (0.70, True),
+    "prototypes": (0.60, True),
+    "gbdt": (0.73, True),
+    "forest": (0.72, True),
+}
 #: Who is asked is the coordinator's, and tables have data of their own.
 ELSEWHERE = {"cohorts", "preprocessing", "tabular", "histogram", *METHODS}
 TRAINED = [name for name in DISTINCT if name not in ELSEWHERE]

@@ -10,6 +10,8 @@ memory tensors (names start with "~") hold what was learned so far.
 from __future__ import annotations
 
 from fedflow.learning.methods.base import SUMS, Method, needs_features, unit_batches
+from fedflow.learning.methods.forest import Forest
+from fedflow.learning.methods.gbdt import Gbdt
 from fedflow.learning.methods.histogram import Histogram
 from fedflow.learning.methods.kmeans import KMeans
 from fedflow.learning.methods.linear import Linear
@@ -20,6 +22,8 @@ from fedflow.learning.plan import Plan
 __all__ = ["SUMS", "Method", "method_of", "needs_features", "unit_batches"]
 
 _METHODS: dict[str, Method] = {
+    "forest": Forest(),
+    "gbdt": Gbdt(),
     "histogram": Histogram(),
     "kmeans": KMeans(),
     "linear": Linear(),
