@@ -170,7 +170,7 @@ async def test_the_training_process_survives_its_requests(tmp_path, trainer):
     with pytest.raises(Refusal) as refused:
         await trainer.run("check", **(request | {"workload": "missing"}))
     assert refused.value.code == "unknown-workload"
-    assert (await trainer.run("check", **request)).size == 0
+    assert (await trainer.run("check", **request)).vector.size == 0
     # Cancelling ends the process and what it holds.
     running = asyncio.create_task(trainer.run("check", **request))
     await asyncio.sleep(0)
@@ -194,7 +194,8 @@ async def test_a_large_model_and_a_large_answer_cross_the_pipe_unchanged(tmp_pat
         "write_frame(out, {'ok': True, 'ready': True})\n"
         "while frame := read_frame(sys.stdin.buffer):\n"
         "    vector = np.frombuffer(frame[1], np.float32) * 2\n"
-        "    write_frame(out, {'ok': True, 'dtype': 'float32'}, vector.view(np.uint8).data)\n"
+        "    header = {'ok': True, 'dtype': 'float32', 'own': 3}\n"
+        "    write_frame(out, header, vector.view(np.uint8).data, b'own')\n"
     )
     real = asyncio.create_subprocess_exec
 
@@ -205,10 +206,10 @@ async def test_a_large_model_and_a_large_answer_cross_the_pipe_unchanged(tmp_pat
     client = TrainingClient(tmp_path / "log")
     for size in (0, 1, 3_000_001):
         model = np.arange(size, dtype=np.float32)
-        got = await client.run(
+        got, own = await client.run(
             "train", workload="x", data=tmp_path, plan=b"{}", model=model.tobytes()
         )
-        assert got.dtype == np.float32
+        assert (got.dtype, own) == (np.float32, b"own")
         np.testing.assert_array_equal(got, model * 2)
     await client.close()
 
