@@ -16,6 +16,8 @@ the score of the global model on their own persons: how alike it serves them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -110,10 +112,22 @@ def fairness_counts(
 def exact_score(workload: Workload, persons: Persons, state: Arrays, plan: Plan) -> float:
     """The metric of ``[evaluation]`` over all rows, without bins or noise.
 
-    Every person weighs the same. Not private: baselines only.
+    Every person weighs the same. Not private by itself.
     """
-    scores, target = _judged(workload, persons, state, plan)
-    return score_of_rows(scores, target, persons.mask, plan.evaluation)
+    return exact_score_of_sites(workload, [(persons, state)], plan)
+
+
+def exact_score_of_sites(
+    workload: Workload, sites: Sequence[tuple[Persons, Arrays]], plan: Plan
+) -> float:
+    """:func:`exact_score` over the persons of all ``sites`` together, each by its own model."""
+    judged = [_judged(workload, persons, state, plan) for persons, state in sites]
+    return score_of_rows(
+        torch.cat([scores for scores, _ in judged]),
+        np.concatenate([target for _, target in judged]),
+        np.concatenate([persons.mask for persons, _ in sites]),
+        plan.evaluation,
+    )
 
 
 def score_of_rows(

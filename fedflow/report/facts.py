@@ -36,6 +36,9 @@ class RoundFacts(TypedDict, total=False):
     metric: str
     score: float | None
     score_stderr: float | None
+    personalised: float | None
+    personalised_stderr: float | None
+    fairness: dict[str, Any]
     epsilon: dict[str, float]
     bytes: dict[str, int]
     aborted: bool
@@ -49,6 +52,7 @@ class ReportFacts(TypedDict, total=False):
     plan: dict[str, Any]
     sites: list[SiteFacts]
     auc_global: float | None
+    auc_personalised: float | None
     auc_alone_mean: float | None
     auc_alone: dict[str, float]
     auc_pooled: float | None
@@ -119,6 +123,11 @@ def section(facts: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 def metric(facts: Mapping[str, Any]) -> Metric:
     """What the plan's scores are."""
     return METRICS[section(facts, "evaluation").get("metric", "auc")]
+
+
+def is_personalised(facts: Mapping[str, Any]) -> bool:
+    """Whether rounds have a score of the sites' own models too."""
+    return any(r.get("personalised") is not None for r in facts.get("rounds") or ())
 
 
 def labels(facts: Mapping[str, Any]) -> list[str]:
