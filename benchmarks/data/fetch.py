@@ -82,7 +82,17 @@ BOSTON = Source(
         ),
     },
 )
-SOURCES = {source.name: source for source in (MNIST, BOSTON)}
+IHDP = Source(
+    "ihdp",
+    (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "econml==0.17.0"),
+    "econml-*.whl",
+    {
+        "econml/data/ihdp/example_full.csv": (
+            "12a08cbde16c211bad2ed3f3f63bec7bd512d58e7c1561b152d1624bceac4b3d"
+        ),
+    },
+)
+SOURCES = {source.name: source for source in (MNIST, BOSTON, IHDP)}
 
 
 def fetch(source: Source) -> None:
