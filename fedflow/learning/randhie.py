@@ -95,6 +95,7 @@ class RandHie:
     """The workload ``randhie``."""
 
     name = "randhie"
+    dataset = "randhie"  # decides who is held out, also for other workloads on these rows
     unit_column = "zper"
     reference_persons = 800
     features = FEATURES
@@ -113,7 +114,7 @@ class RandHie:
             features(table),
             table.numbers(LABEL, choices=(0.0, 1.0)).astype(np.float32),
             table.identifiers(self.unit_column),
-            dataset=self.name,
+            dataset=self.dataset,
             max_rows=MAX_ROWS,
             where=table.where,
         )
