@@ -83,8 +83,13 @@ def counted(plan: Plan, sites: int) -> list[str]:
         (low, high), error = fairness_between(plan), fairness_noise(plan, sites)
         said.append(
             f"evaluations count sites by their own score, in {bins} bins from {low:g} to {high:g}:"
-            f" each bin of {sites} sites ± {error:.1f} sites of noise, "
-            + ("which tells nothing" if 2 * error > sites else f"of {sites / bins:.1f} on average")
+            f" a bin holds {sites / bins:.1f} of {sites} sites on average, and noise of"
+            f" ± {error:.1f} sites"
+            + (
+                "; that tells nothing: it takes more sites and a larger cohort.minimum"
+                if error * bins > sites
+                else ""
+            )
         )
     if said:
         factor = sensitivity(plan) / unit_weight(plan)

@@ -1,4 +1,4 @@
-"""The task of :mod:`fedflow.learning.randhie` with a body and a head, for layers that stay at sites.
+"""The task of :mod:`fedflow.learning.randhie` for a body and a head that may stay at the sites.
 
 The body makes a few features of a person-year that all sites share; the head weighs them. Sites
 that differ in how people there use physicians may each keep a head of their own.
