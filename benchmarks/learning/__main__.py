@@ -8,12 +8,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from benchmarks.data.fetch import DataMissing
 from benchmarks.figures import Report, Row, add_form_options, machine, say, show
+from benchmarks.learning.personal import personal_rows
 from benchmarks.learning.rounds import round_rows
 from benchmarks.utility.report import Amount
 from fedflow.errors import Aborted, Refusal, Violation
 
 LIBRARIES = ("numpy", "torch")
-PARTS: Mapping[str, Callable[[Amount], Iterator[Row]]] = {"rounds": round_rows}
+PARTS: Mapping[str, Callable[[Amount], Iterator[Row]]] = {
+    "rounds": round_rows,
+    "personal": personal_rows,
+}
 
 EXAMPLES = """examples:
   make data-mnist                                 the data, once

@@ -31,6 +31,7 @@ from fedflow.learning.server_state import (
     parameters,
     state_spec,
 )
+from fedflow.learning.site_state import personal_model, site_model
 from fedflow.learning.strategy import next_model
 from fedflow.learning.value_range import initial_range, next_range
 from fedflow.learning.workload import PersonData, Workload
@@ -97,6 +98,14 @@ class Federation:
     def model(self) -> Arrays:
         """The current model, by parameter name."""
         return parameters(unflatten(self.state, self.spec))
+
+    def site_models(self) -> list[tuple[Arrays, Arrays]]:
+        """The global model at each site, with the site's own layers, and its personalised one."""
+        state, out = unflatten(self.state, self.spec), []
+        for own in self._own:
+            model = site_model(self.workload, state, own, self.plan)
+            out.append((model, personal_model(model, own, self.plan)))
+        return out
 
     def round(self, drop: Collection[int] = (), invited: Collection[int] | None = None) -> Opened:
         """One round: an attempt whose sum makes the next model.
