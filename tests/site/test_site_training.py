@@ -60,8 +60,9 @@ async def trainer(tmp_path):
             {"~clipping_norm", "~momentum"},
         ),
         ({"strategy__name": "scaffold"}, "poisson-gaussian", {"~control"}),
+        ({"evaluation__personalised": True}, "poisson-gaussian", set()),
     ],
-    ids=["local", "summed", "site", "scaffold"],
+    ids=["local", "summed", "site", "scaffold", "personalised"],
 )
 async def test_three_sites_train_on_real_rows(tmp_path, caplog, changes, kind, memory):
     clients = []
@@ -103,10 +104,16 @@ async def test_three_sites_train_on_real_rows(tmp_path, caplog, changes, kind, m
         assert [entry.survivors for entry in settled] == [3, 3]
         # Only a strategy that needs it keeps something at the site, and for no other's eyes.
         own = site.path / "kept" / f"{JOB}.safetensors"
-        assert own.exists() == (memory == {"~control"})
+        wanted = memory & {"~control"}
+        wanted |= {"~personal"} if plan.evaluation.personalised else set()
+        assert own.exists() == bool(wanted)
         if own.exists():
             assert own.stat().st_mode & 0o077 == 0
-            assert abs(load(own.read_bytes())["~control"]).max() > 0
+            tensors = load(own.read_bytes())
+            assert set(tensors) == wanted
+            assert all(abs(tensor).max() > 0 for tensor in tensors.values())
+    assert (record.personalised is not None) == plan.evaluation.personalised
+    assert ("personalised" in record.verdict) == plan.evaluation.personalised
     for client in clients:
         await client.close()
     await room.stop()
