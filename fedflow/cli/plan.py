@@ -115,7 +115,8 @@ def check(
     console.print(assumption(loaded))
     if trains:
         console.print(training_table(loaded, cost, seen))
-    console.print(evaluation_table(loaded, cost, seen))
+    if not loaded.is_describing:
+        console.print(evaluation_table(loaded, cost, seen))
     for sentence in counted(loaded, sites):
         console.print(sentence)
     console.print(remarks(loaded, sites), style="dim")

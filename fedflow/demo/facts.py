@@ -49,7 +49,8 @@ def collect_facts(world: World, plan: Plan) -> dict[str, Any]:
             "cpus": os.cpu_count(),
         },
     }
-    facts |= _scores(world, runner, workload, plan, data)
+    if not plan.is_describing:
+        facts |= _scores(world, runner, workload, plan, data)
     return facts | _budgets(world, plan, facts["rounds"])
 
 

@@ -23,6 +23,7 @@ from fedflow.learning.methods import method_of
 from fedflow.learning.metrics import METRICS
 from fedflow.learning.model_file import Arrays, ModelSpec, flatten, unflatten
 from fedflow.learning.plan import Plan
+from fedflow.learning.preprocessing import prepared_data
 from fedflow.learning.server_state import initial_state, parameters, state_spec
 from fedflow.learning.strategy import step_along
 from fedflow.learning.workload import PersonData, Persons, Workload, units_of
@@ -88,6 +89,7 @@ def _best(
         update={"training": plan.training.model_copy(update={"local_layers": ()})}
     )
     initial = plan_model(workload, plan)
+    parts = [prepared_data(part, plan, workload) for part in parts]
     spec = state_spec(ModelSpec.of(initial), plan)
     vector, best = flatten(initial_state(initial, plan)), None
     metric = METRICS[plan.evaluation.metric]

@@ -20,6 +20,7 @@ from fedflow.learning.evaluation import noisy_counts
 from fedflow.learning.methods import Method, method_of, unit_batches
 from fedflow.learning.model_file import Arrays
 from fedflow.learning.plan import Plan
+from fedflow.learning.preprocessing import prepared_data
 from fedflow.learning.server_state import clipping_norm_of, parameters
 from fedflow.learning.site_state import after_round, correction, parted, site_model
 from fedflow.learning.summed_noise import clipped, noisy_steps, unit_sensitivity, with_bit
@@ -55,9 +56,11 @@ def contribution(
     (:mod:`fedflow.learning.site_state`). Training gives float32[d] with local noise, int64[d] grid
     steps with noise in shares (int64[d + 1] with adaptive clipping), and what the site is to keep;
     evaluation int64, what :mod:`~fedflow.learning.evaluation` counts. Its cost is the plan's
-    :func:`~fedflow.privacy.plan_cost.training_event` or ``evaluation_event``. Aborted and Refusal
-    as :func:`train_private` and :func:`noisy_steps`.
+    :func:`~fedflow.privacy.plan_cost.training_event` or ``evaluation_event``. ``data`` are as the
+    workload loads them: they are :func:`prepared_data` here. Aborted and Refusal as that,
+    :func:`train_private` and :func:`noisy_steps`.
     """
+    data = prepared_data(data, plan, workload)
     if kind is Kind.EVALUATE:
         return Made(noisy_counts(workload, data, state, plan, csprng, own=own), None)
     layers: Arrays = {}

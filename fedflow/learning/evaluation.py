@@ -29,6 +29,7 @@ from fedflow.learning.methods import method_of
 from fedflow.learning.model_file import Arrays
 from fedflow.learning.plan import Plan
 from fedflow.learning.plan_sections import EvaluationSection
+from fedflow.learning.preprocessing import prepared
 from fedflow.learning.scoring import (
     fairness_between,
     fairness_weight,
@@ -49,8 +50,8 @@ def score_counts(
 ) -> NDArray[np.int64]:
     """What ``persons`` put in the sum of :mod:`fedflow.learning.metrics`, int64[n] in grid units.
 
-    ``state`` has all parameters of the model, a site's own layers too. Not private by itself; see
-    :func:`noisy_counts`.
+    They are prepared already. ``state`` has all parameters of the model, a site's own layers too.
+    Not private by itself; see :func:`noisy_counts`.
     """
     persons = units_of(persons, plan.privacy.unit)
     scores, target = _judged(workload, persons, state, plan)
@@ -99,12 +100,15 @@ def noisy_counts(
 def fairness_counts(
     workload: Workload, persons: Persons, state: Arrays, plan: Plan
 ) -> NDArray[np.int64]:
-    """The site's weight in the bin of its own exact score, int64[K]; nothing without persons."""
+    """The site's weight in the bin of its own exact score, int64[K]; nothing without persons.
+
+    They are prepared already.
+    """
     bins = plan.evaluation.fairness_bins or 0
     out = np.zeros(bins, np.int64)
     if len(persons):
         low, high = fairness_between(plan)
-        share = (exact_score(workload, persons, state, plan) - low) / (high - low)
+        share = (_exact(workload, [(persons, state)], plan) - low) / (high - low)
         out[int(np.clip(np.floor(share * bins), 0, bins - 1))] = fairness_weight(plan)
     return out
 
@@ -112,7 +116,7 @@ def fairness_counts(
 def exact_score(workload: Workload, persons: Persons, state: Arrays, plan: Plan) -> float:
     """The metric of ``[evaluation]`` over all rows, without bins or noise.
 
-    Every person weighs the same. Not private by itself.
+    Every person weighs the same. ``persons`` as the workload loads them. Not private by itself.
     """
     return exact_score_of_sites(workload, [(persons, state)], plan)
 
@@ -121,6 +125,11 @@ def exact_score_of_sites(
     workload: Workload, sites: Sequence[tuple[Persons, Arrays]], plan: Plan
 ) -> float:
     """:func:`exact_score` over the persons of all ``sites`` together, each by its own model."""
+    ready = [(prepared(persons, plan, workload), state) for persons, state in sites]
+    return _exact(workload, ready, plan)
+
+
+def _exact(workload: Workload, sites: Sequence[tuple[Persons, Arrays]], plan: Plan) -> float:
     judged = [_judged(workload, persons, state, plan) for persons, state in sites]
     return score_of_rows(
         torch.cat([scores for scores, _ in judged]),

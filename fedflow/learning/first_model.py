@@ -8,6 +8,7 @@ from fedflow.learning.local_layers import split_layers
 from fedflow.learning.methods import SUMS, method_of
 from fedflow.learning.model_file import Arrays, ModelSpec, encode_model
 from fedflow.learning.plan import Plan
+from fedflow.learning.preprocessing import check_section
 from fedflow.learning.server_state import initial_state, state_spec
 from fedflow.learning.workload import Workload, find_workload, initial_model
 
@@ -34,8 +35,10 @@ def first_model(plan: Plan) -> FirstModel:
 def plan_model(workload: Workload, plan: Plan) -> Arrays:
     """The public tensors that a job starts from, without memory: a model's weights, or sums.
 
-    Layers that stay at the sites are not among them; Refusal as :func:`split_layers`.
+    Layers that stay at the sites are not among them. Refusal when the plan does not suit the
+    workload.
     """
+    check_section(workload, plan)
     method = method_of(plan)
     if method is not None:
         return {SUMS: method.first_sums(workload, plan)}

@@ -24,6 +24,7 @@ from fedflow.learning.plan_sections import (
     MethodSection,
     ParticipationSection,
     PlanSection,
+    PreprocessingSection,
     PrivacySection,
     Section,
     SecureAggregationSection,
@@ -39,7 +40,7 @@ from fedflow.wire.messages import Kind
 MAX_PLAN_BYTES = 64 << 10
 SUITE_NUMBERS = {suite.name: suite.number for suite in SUITES.values()}
 #: Strategies whose every round is one secure sum of something that is no gradient.
-METHODS = ("gbdt", "forest", "kmeans", "linear", "prototypes", "histogram", "moments")
+METHODS = ("kmeans", "linear", "prototypes", "histogram", "moments")
 #: Of these, those that describe data and predict nothing: there is nothing to score.
 DESCRIBING = ("histogram", "moments")
 _NEVER_SCORED = EvaluationSection(every=10_000, metric="accuracy", noise_multiplier=1_000_000.0)
@@ -53,6 +54,7 @@ class Plan(Section):
     participation: ParticipationSection = ParticipationSection()
     strategy: StrategySection
     method: MethodSection = MethodSection()
+    preprocessing: PreprocessingSection = PreprocessingSection()
     training: TrainingSection
     privacy: PrivacySection
     evaluation: EvaluationSection = _NEVER_SCORED
@@ -147,6 +149,11 @@ class Plan(Section):
     def is_describing(self) -> bool:
         """Whether the job only describes data: there is no model to score."""
         return self.strategy.name in DESCRIBING
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether ``[preprocessing]`` is there."""
+        return bool(self.preprocessing.columns)
 
     @property
     def is_scored(self) -> bool:

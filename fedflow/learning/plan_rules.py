@@ -11,13 +11,11 @@ if TYPE_CHECKING:
 MOST_STEPS = 10_000
 #: What each method needs under [method], and what it may have beside.
 _SIZES: dict[str, tuple[set[str], set[str]]] = {
-    "gbdt": ({"trees", "depth"}, {"bins", "ridge"}),
-    "forest": ({"trees", "depth"}, {"bins"}),
     "kmeans": ({"clusters"}, set()),
     "linear": (set(), {"ridge"}),
     "prototypes": ({"clusters", "neighbours"}, set()),
     "histogram": ({"bins"}, set()),
-    "moments": (set(), set()),
+    "moments": ({"bins"}, set()),
 }
 
 
@@ -39,6 +37,8 @@ def misfits(plan: Plan) -> Iterator[str]:
     if plan.is_describing == plan.is_scored:
         problem = "only describes data: leave out" if plan.is_describing else "needs"
         yield f'strategy.name "{strategy.name}" {problem} [evaluation]'
+    if plan.is_describing and plan.is_prepared:
+        yield f'strategy.name "{strategy.name}" describes data as they are: no [preprocessing]'
     if (strategy.name == "fedsgd" or plan.is_method) != (mechanism == "summed"):
         yield f'strategy.name "{strategy.name}" does not go with privacy.mechanism "{mechanism}"'
     needed, allowed = _SIZES.get(strategy.name, (set(), set()))

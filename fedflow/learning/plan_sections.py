@@ -91,8 +91,6 @@ class StrategySection(Section):
         "fedsgd",
         "scaffold",
         "fedbuff",
-        "gbdt",
-        "forest",
         "kmeans",
         "linear",
         "prototypes",
@@ -113,7 +111,7 @@ class StrategySection(Section):
         default=1.0,
         gt=0,
         le=1_000,
-        description="factor on the mean; 1 is plain averaging of updates; of gbdt: shrinkage",
+        description="factor on the mean; 1 is plain averaging of updates",
     )
     weighting: Literal["uniform", "declared"] = Field(
         default="uniform",
@@ -140,10 +138,8 @@ class MethodSection(Section):
     Each method says which of them it needs; the others are left out.
     """
 
-    trees: int | None = Field(default=None, ge=1, le=2_000, description="of gbdt, forest: in all")
-    depth: int | None = Field(default=None, ge=1, le=10, description="of gbdt, forest: of a tree")
     bins: int | None = Field(
-        default=None, ge=2, le=1_024, description="of histogram, gbdt, forest: per feature"
+        default=None, ge=2, le=1_024, description="of histogram, moments: per feature"
     )
     clusters: int | None = Field(
         default=None, ge=2, le=10_000, description="of kmeans, prototypes: how many"
@@ -152,7 +148,34 @@ class MethodSection(Section):
         default=None, ge=1, le=1_000, description="of prototypes: that a prediction is the mean of"
     )
     ridge: float | None = Field(
-        default=None, ge=0, le=1e9, description="of linear, gbdt: pull to zero, in units of people"
+        default=None, ge=0, le=1e9, description="of linear: pull to zero, in units of people"
+    )
+
+
+class ColumnSection(Section):
+    """One of ``preprocessing.columns``: what becomes of one column at every site."""
+
+    name: str = Field(min_length=1, max_length=63, description="of the workload's column")
+    fill: float = Field(description="what a missing value becomes, in the column's own unit")
+    centre: float = Field(default=0.0, description="taken off; not of a category")
+    scale: float = Field(default=1.0, gt=0, description="divided by; not of a category")
+    keep: tuple[int, ...] | None = Field(
+        default=None, max_length=65_536, description='codes that do not become "other"; or all'
+    )
+
+
+class PreprocessingSection(Section):
+    """``[preprocessing]``: one imputer and scaler for all sites; `fedflow.learning.preprocessing`.
+
+    Numbers that describe data are a release: they come from a describing job, or from what the
+    columns mean.
+    """
+
+    clamp: float = Field(
+        default=5.0, gt=0, le=1_000, description="scaled numbers stay within plus or minus this"
+    )
+    columns: tuple[ColumnSection, ...] = Field(
+        default=(), max_length=4_096, description="every column of the workload, in order"
     )
 
 

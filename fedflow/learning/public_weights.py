@@ -1,4 +1,4 @@
-"""Initial weights that every party makes alike: drawn from a public seed, by no library.
+"""Initial weights that every party makes alike: from a public seed, by no library's generator.
 
 The distribution is torch's own for linear and convolutional layers, uniform between plus and minus
 1/sqrt(fan-in) (LeCun et al., "Efficient BackProp", 1998); only the source of the draws differs.

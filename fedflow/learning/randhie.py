@@ -100,6 +100,8 @@ class RandHie:
     reference_persons = 800
     features = FEATURES
     bounds = (-3.0, 3.0)
+    target_bounds = (0.0, 1.0)
+    classes = 2
     score_range = (0.4, 0.95)  # visits are common: about two person-years in three have one
 
     def build_model(self) -> torch.nn.Module:

@@ -31,6 +31,8 @@ class Trivial:
     score_range = (0.0, 1.0)
     features = len(COLUMNS) + 1
     bounds = (-1.0, 1.0)
+    target_bounds = (0.0, 1.0)
+    classes = 2
 
     def build_model(self) -> torch.nn.Module:
         """Three weights and an intercept, all zero."""

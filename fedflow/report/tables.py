@@ -18,7 +18,7 @@ from fedflow.report.spread import newest_spread, spread_lines
 def summary_tables(facts: Mapping[str, Any]) -> RenderableType:
     """Quality, privacy per site, rounds, and one closing line, as one rich renderable."""
     parts: list[Table | Text] = [
-        quality_table(facts),
+        *([quality_table(facts)] if "auc_global" in facts else []),  # else data were described
         privacy_table(facts),
         rounds_table(facts),
         *spread(facts),

@@ -109,6 +109,7 @@ def perform(
     from fedflow.learning.first_model import plan_spec
     from fedflow.learning.model_file import decode_model, encode_model
     from fedflow.learning.plan import Plan
+    from fedflow.learning.preprocessing import prepared_data
     from fedflow.learning.server_state import state_spec
     from fedflow.learning.site_state import read_kept
     from fedflow.wire.messages import Kind
@@ -116,6 +117,7 @@ def perform(
     plan = Plan.from_canonical(str(request["plan"]).encode())
     workload, data = loaded or load(str(request["workload"]), str(request["data"]))
     if request["task"] == "check":
+        data = prepared_data(data, plan, workload)
         if not plan.is_method and plan.privacy.mechanism != "site":  # else no gradient is clipped
             check_trainable(workload, data.train, plan.privacy.unit)
         plan_spec(workload, plan)  # raises where the plan does not suit the model

@@ -202,9 +202,7 @@ PRIVACY = ("unit", "mechanism", "clipping_quantile")
 def sizes_of_methods():
     """Plans of methods; each field of [method] is in one of them beside a plan without it."""
     for name, needed, more in (
-        ("gbdt", {"trees": 5, "depth": 3}, {"bins": 8, "ridge": 2.0}),
-        ("gbdt", {"trees": 6, "depth": 3}, {}),
-        ("gbdt", {"trees": 5, "depth": 4}, {}),
+        ("linear", {}, {"ridge": 2.0}),
         ("prototypes", {"clusters": 4, "neighbours": 2}, {}),
         ("prototypes", {"clusters": 5, "neighbours": 2}, {}),
         ("prototypes", {"clusters": 4, "neighbours": 3}, {}),
@@ -248,6 +246,7 @@ def test_every_field_changes_the_digest():
                 "proximal": 0.5,
                 "selection": "budget",
                 "strata": ("north-*",),
+                "columns": ({"name": "age", "fill": 0.0},),
                 "max_seconds": 60.0,
                 "target": 0.5,
                 "patience": 3,

@@ -20,9 +20,12 @@ DISTINCT = {
     "fedbuff": {"strategy__name": "fedbuff", "strategy__buffer": 4},
     "personalised": {"evaluation__personalised": True},
     "local-layers": {"training__local_layers": ("head.*",)},
+    "preprocessing": {"strategy__name": "moments", "method__bins": 32},
+    "tabular": {"plan__workload": "randhie-table"},
     "cohorts": {"participation__fraction": 0.8, "stopping__target": 0.70},
 }
-TRAINED = [name for name in DISTINCT if name != "cohorts"]  # who is asked is the coordinator's
+#: Who is asked is the coordinator's, and tables have data of their own.
+TRAINED = [name for name in DISTINCT if name not in ("cohorts", "preprocessing", "tabular")]
 
 
 @pytest.fixture(scope="module")
