@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
@@ -17,11 +17,11 @@ from fedflow.errors import Refusal
 from fedflow.exchange import layout
 from fedflow.exchange.base import get_blob
 from fedflow.federation.job_view import view
-from fedflow.learning.first_model import plan_spec
-from fedflow.learning.methods.learned import LearnedTable, learned
 from fedflow.learning.model_file import decode_model
 from fedflow.learning.server_state import state_spec
-from fedflow.learning.workload import find_workload
+
+if TYPE_CHECKING:
+    from fedflow.learning.methods.learned import LearnedTable
 
 
 def show_learned(
@@ -47,6 +47,11 @@ def show_learned(
 
 
 def _tables(job: str, coordinator: Path) -> list[LearnedTable]:
+    # torch: not needed for --help, and not there without the extra
+    from fedflow.learning.first_model import plan_spec
+    from fedflow.learning.methods.learned import learned
+    from fedflow.learning.workload import find_workload
+
     opened = open_coordinator(coordinator)
     loaded = load_job(opened.exchange, job, opened.authority)
     plan, workload = loaded.plan, find_workload(loaded.plan.plan.workload)

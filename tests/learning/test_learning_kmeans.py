@@ -102,12 +102,10 @@ def test_nobody_moves_the_sum_by_more_than_the_norm(norm):
         assert np.linalg.norm(total) <= norm * (1 + 1e-9)
 
 
-def test_missing_values_are_the_middle():
+def test_missing_values_that_no_plan_fills_are_refused():
     points = np.array([[np.nan, 0.5]] * 50)
-    plan = plan_of(clusters=2, plan__rounds=2)
-    found = found_centres(trained(plan, FLAT, persons(points)), plan)
-    assert np.isfinite(found).all()
-    assert min(np.linalg.norm(found - [0.0, 0.5], axis=1)) < 0.02
+    with pytest.raises(Refusal, match=r"missing values and no \[preprocessing\]"):
+        trained(plan_of(clusters=2, plan__rounds=2), FLAT, persons(points))
 
 
 def test_a_count_that_is_mostly_noise_leaves_its_centre():
