@@ -12,6 +12,7 @@ from benchmarks.learning.boston import boston_rows
 from benchmarks.learning.dirichlet import dirichlet_rows
 from benchmarks.learning.mails import mail_rows
 from benchmarks.learning.missing import missing_rows
+from benchmarks.learning.personal import personal_rows
 from benchmarks.learning.plot import drawn
 from benchmarks.learning.rounds import iid_rows, shard_rows
 from benchmarks.learning.straggler import straggler_rows
@@ -28,6 +29,7 @@ PARTS: Parts = {
     "missing": missing_rows,
     "mails": mail_rows,
     "trees": tree_rows,
+    "personal": personal_rows,
 }
 
 EXAMPLES = """examples:

@@ -28,6 +28,8 @@ from fedflow.federation.scoring import (
 from fedflow.learning.metrics import METRICS
 from fedflow.learning.model_file import model_digest
 from fedflow.learning.plan import load_plan
+from fedflow.report import words
+from fedflow.report.spread import newest_spread, spread_lines
 from fedflow.settings_file import read_text
 
 app = typer.Typer(help="Make jobs, publish them, see how they stand.", no_args_is_help=True)
@@ -193,7 +195,9 @@ def show(
     if missing:
         console.print(f"not joined yet: {', '.join(missing)}", soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("round", "sites", "without", METRICS[one.metric].label, "seconds"):
+    personal = any(record.personalised is not None for record in one.records)
+    scores = [METRICS[one.metric].label, *(["personalised"] if personal else [])]
+    for heading in ("round", "sites", "without", *scores, "seconds"):
         table.add_column(heading, justify="left" if heading == "without" else "right")
     for record in one.records:
         without = [*record.refused, *record.dropped, *record.absent]
@@ -202,10 +206,13 @@ def show(
             str(len(record.sites)),
             ", ".join(without),
             "" if record.score is None else f"{record.score:.3f}",
+            *([] if not personal else [words.auc(record.personalised)]),
             f"{record.seconds:.1f}",
         )
     if one.records:
         console.print(table)
+    if lines := spread_lines(newest_spread([record.facts() for record in one.records])):
+        console.print(f"sites by their own {METRICS[one.metric].label}", *lines, sep="\n")
     console.print(f"model {one.model}", soft_wrap=True)
 
 

@@ -13,6 +13,7 @@ from fedflow.cli.calibrate import calibrate
 from fedflow.cli.plan_tables import (
     advice,
     assumption,
+    counted,
     evaluation_table,
     exposure_facts,
     remarks,
@@ -84,6 +85,7 @@ def check(
             "shares": shares.facts() if shares else None,
             "rounds": [vars(row) for row in cost.rows],
             "exposure": exposure_facts(seen),
+            "counted": counted(loaded, sites),
             "overflow": proof,
         }
         typer.echo(json.dumps(facts))
@@ -115,6 +117,8 @@ def check(
         console.print(training_table(loaded, cost, seen))
     if not loaded.is_describing:
         console.print(evaluation_table(loaded, cost, seen))
+    for sentence in counted(loaded, sites):
+        console.print(sentence)
     console.print(remarks(loaded, sites), style="dim")
 
 

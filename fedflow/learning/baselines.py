@@ -3,7 +3,7 @@
 None of this is private and none of it runs in a federation. All use the plan's model, optimiser,
 learning rate, sampling and number of steps, and all are judged by the exact score on the held-out
 persons of all sites together. Every baseline is given its best round, chosen on those same persons:
-that flatters the baselines, never the model they are compared with.
+that flatters the baselines, never the model they are compared with. No layer stays at a site.
 """
 
 from __future__ import annotations
@@ -85,6 +85,9 @@ def federated(
 def _best(
     workload: Workload, parts: Sequence[PersonData], test: Persons, plan: Plan, csprng: Csprng
 ) -> float:
+    plan = plan.model_copy(
+        update={"training": plan.training.model_copy(update={"local_layers": ()})}
+    )
     initial = plan_model(workload, plan)
     parts = [prepared_data(part, plan, workload) for part in parts]
     spec = state_spec(ModelSpec.of(initial), plan)

@@ -6,6 +6,8 @@ masked; with noise in shares it is the integers themselves, noised on the grid o
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,11 +22,19 @@ from fedflow.learning.model_file import Arrays
 from fedflow.learning.plan import Plan
 from fedflow.learning.preprocessing import prepared_data
 from fedflow.learning.server_state import clipping_norm_of, parameters
-from fedflow.learning.site_state import correction
+from fedflow.learning.site_state import after_round, correction, parted, site_model
 from fedflow.learning.summed_noise import clipped, noisy_steps, unit_sensitivity, with_bit
+from fedflow.learning.update_coding import UpdateCoding
 from fedflow.learning.workload import PersonData, Persons, Workload, model_with, units_of
 from fedflow.privacy.noise import poisson_mask
 from fedflow.wire.messages import Kind
+
+
+class Made(NamedTuple):
+    """A site's ``vector`` for a round, and what it keeps once that is in a sum, if anything."""
+
+    vector: NDArray[np.float32] | NDArray[np.int64]
+    own: Arrays | None
 
 
 def contribution(
@@ -38,25 +48,47 @@ def contribution(
     value_range: float,
     csprng: Csprng,
     own: Arrays | None = None,
-) -> NDArray[np.float32] | NDArray[np.int64]:
+) -> Made:
     """A site's vector for a round of ``kind``, with all the noise that this site adds.
 
     ``state`` holds the tensors of the model file (:mod:`fedflow.learning.server_state`); ``sites``
     are those in the roster and ``value_range`` is the round's; ``own`` is what the site kept
-    (:mod:`fedflow.learning.site_state`). Training gives float32[d] with local
-    noise, int64[d] grid steps with noise in shares (int64[d + 1] with adaptive clipping);
-    evaluation int64, the counts of :mod:`~fedflow.learning.metrics`. Its cost is the plan's
+    (:mod:`fedflow.learning.site_state`). Training gives float32[d] with local noise, int64[d] grid
+    steps with noise in shares (int64[d + 1] with adaptive clipping), and what the site is to keep;
+    evaluation int64, what :mod:`~fedflow.learning.evaluation` counts. Its cost is the plan's
     :func:`~fedflow.privacy.plan_cost.training_event` or ``evaluation_event``. ``data`` are as the
     workload loads them: they are :func:`prepared_data` here. Aborted and Refusal as that,
     :func:`train_private` and :func:`noisy_steps`.
     """
     data = prepared_data(data, plan, workload)
-    arrays = parameters(state)
     if kind is Kind.EVALUATE:
-        return noisy_counts(workload, data, state, plan, csprng)
-    steering = correction(state, own)
+        return Made(noisy_counts(workload, data, state, plan, csprng, own=own), None)
+    layers: Arrays = {}
+    vector: NDArray[np.float32] | NDArray[np.int64]
     if plan.privacy.mechanism == "local":
-        return train_private(workload, data, arrays, plan, csprng, correction=steering)
+        model, steering = site_model(workload, state, own, plan), correction(state, own)
+        change = train_private(workload, data, model, plan, csprng, correction=steering)
+        vector, layers = parted(change, model, plan)
+    else:
+        coding = plan.coding(sites, value_range)
+        vector = _with_share(workload, data, state, own, plan, coding, csprng)
+    kept = after_round(
+        state, own, vector, plan, sites=sites, value_range=value_range, layers=layers
+    )
+    return Made(vector, kept)
+
+
+def _with_share(
+    workload: Workload,
+    data: PersonData,
+    state: Arrays,
+    own: Arrays | None,
+    plan: Plan,
+    coding: UpdateCoding,
+    csprng: Csprng,
+) -> NDArray[np.int64]:
+    """What a site computed, in steps of the round's grid, with its share of the noise."""
+    arrays = parameters(state)
     norm = clipping_norm_of(state, plan)
     method = method_of(plan)
     if method is not None:
@@ -65,10 +97,9 @@ def contribution(
     elif plan.privacy.mechanism == "summed":
         values = summed_gradient(workload, data, arrays, plan, norm, csprng.child("sampling"))
     else:
-        sampling = csprng.child("sampling")
+        sampling, steering = csprng.child("sampling"), correction(state, own)
         values = clipped_update(workload, data, arrays, plan, norm, sampling, correction=steering)
     sensitivity = unit_sensitivity(plan, norm, workload.reference_persons)
-    coding = plan.coding(sites, value_range)
     return noisy_steps(values, plan, coding, sensitivity, csprng.child("noise"))
 
 

@@ -108,11 +108,18 @@ class Plan(Section):
         """Coordinates in the sum of such a round; the model has ``model_dimension`` parameters.
 
         A training round has one more than the model: the last is the site's weight. With adaptive
-        clipping the one before it says whether the site's update was within the clipping norm.
+        clipping the one before it says whether the site's update was within the clipping norm. An
+        evaluation has the counts of one model or two, and the sites by score.
         """
         if kind is Kind.EVALUATE:
-            return 2 * (self.evaluation.bins or 1)
+            models = 1 + self.evaluation.personalised
+            return models * self.score_length + (self.evaluation.fairness_bins or 0)
         return model_dimension + 1 + (self.privacy.clipping_quantile is not None)
+
+    @property
+    def score_length(self) -> int:
+        """Coordinates that one model's score takes in an evaluation's sum."""
+        return 2 * (self.evaluation.bins or 1)
 
     @property
     def local_steps(self) -> int:
@@ -166,7 +173,8 @@ class Plan(Section):
     @property
     def keeps_at_sites(self) -> bool:
         """Whether sites keep something from round to round (:mod:`fedflow.learning.site_state`)."""
-        return self.strategy.name == "scaffold"
+        own = bool(self.training.local_layers) or self.evaluation.personalised
+        return own or self.strategy.name == "scaffold"
 
     def is_evaluated(self, number: int) -> bool:
         """Whether the model is scored after round ``number`` (1 is the first); the last always."""

@@ -84,6 +84,15 @@ def misfits(plan: Plan) -> Iterator[str]:
             yield "strategy.buffer is at least cohort.minimum: each buffer is a sum of its own"
         if plan.participation.fraction < 1:
             yield 'with strategy.name "fedbuff" sites come when they are ready: no fraction'
+    at_sites = {
+        "training.local_layers": bool(training.local_layers),
+        "evaluation.personalised": plan.evaluation.personalised,
+    }
+    for name in (name for name, wanted in at_sites.items() if wanted):
+        if mechanism != "local":
+            yield f'{name} needs privacy.mechanism "local": else what a site keeps lacks its noise'
+        if plan.plan.rounds == 0:
+            yield f"{name} needs training: plan.rounds is 0"
     if strategy.name == "scaffold":
         if (training.optimizer, training.momentum) != ("sgd", 0.0):
             yield 'strategy.name "scaffold" needs training.optimizer "sgd" without momentum'

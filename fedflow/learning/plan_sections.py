@@ -205,6 +205,11 @@ class TrainingSection(Section):
     proximal: float = Field(
         default=0.0, ge=0, le=1_000, description="FedProx: pull towards the global model, its mu"
     )
+    local_layers: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.*?-]{1,200}$")], ...] = Field(
+        default=(),
+        max_length=64,
+        description='patterns of parameters that each site keeps to itself, such as "head.*"',
+    )
     max_physical_batch: int = Field(
         default=512, ge=1, le=65_536, description="units worked on at once; memory, not privacy"
     )
@@ -264,6 +269,25 @@ class EvaluationSection(Section):
     noise_multiplier: float = Field(
         gt=0, le=1_000_000, description="noise of the opened sum divided by one person's weight"
     )
+    personalised: bool = Field(
+        default=False,
+        description="held-out units also count by each site's own model, after its last training",
+    )
+    fairness_bins: int | None = Field(
+        default=None, ge=2, le=100, description="bins that sites are counted in, by their own score"
+    )
+    fairness_between: tuple[float, float] | None = Field(
+        default=None, description="scores between which the bins are; all scores that make sense"
+    )
+
+    @model_validator(mode="after")
+    def _between(self) -> Self:
+        if self.fairness_between is not None:
+            if self.fairness_bins is None:
+                raise ValueError("fairness_between is for fairness_bins")
+            if not self.fairness_between[0] < self.fairness_between[1]:
+                raise ValueError("fairness_between is two scores, the smaller one first")
+        return self
 
 
 class StoppingSection(Section):

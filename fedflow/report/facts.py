@@ -37,6 +37,9 @@ class RoundFacts(TypedDict, total=False):
     metric: str
     score: float | None
     score_stderr: float | None
+    personalised: float | None
+    personalised_stderr: float | None
+    fairness: dict[str, Any]
     epsilon: dict[str, float]
     bytes: dict[str, int]
     aborted: bool
@@ -53,6 +56,7 @@ class ReportFacts(TypedDict, total=False):
     plan: dict[str, Any]
     sites: list[SiteFacts]
     auc_global: float | None
+    auc_personalised: float | None
     auc_alone_mean: float | None
     auc_alone: dict[str, float]
     auc_pooled: float | None
@@ -137,6 +141,11 @@ def better_by(facts: Mapping[str, Any], score: float, other: float) -> float:
     """How much better ``score`` is than ``other``: their difference, or minus that of errors."""
     difference = float(score) - float(other)
     return difference if metric(facts).higher_is_better else -difference
+
+
+def is_personalised(facts: Mapping[str, Any]) -> bool:
+    """Whether rounds have a score of the sites' own models too."""
+    return any(r.get("personalised") is not None for r in facts.get("rounds") or ())
 
 
 def labels(facts: Mapping[str, Any]) -> list[str]:

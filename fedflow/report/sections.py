@@ -6,8 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedflow.report import words
-from fedflow.report.facts import Summary, better_by, describes, labels, metric, section, summarise
+from fedflow.report.facts import (
+    Summary,
+    better_by,
+    describes,
+    is_personalised,
+    labels,
+    metric,
+    section,
+    summarise,
+)
 from fedflow.report.markup import Html, join, meter, pill, table, tag
+from fedflow.report.spread import newest_spread, spread_lines
 
 OK, CROSS, DOT = Html("✓"), Html("✗"), Html("–")
 
@@ -158,8 +168,12 @@ def quality(facts: Mapping[str, Any]) -> Html:
     if describes(facts):
         return Html("")
     auc, s = facts.get("auc_global"), summarise(facts)
+    spent = f"ε ≤ {words.epsilon(s.worst_epsilon)} per {s.unit}"
+    personal = facts.get("auc_personalised")
+    own = [] if personal is None else [("Each site's own model", spent, personal)]
     rows: list[tuple[str, str, Any]] = [
-        ("Global model of this job", f"ε ≤ {words.epsilon(s.worst_epsilon)} per {s.unit}", auc),
+        ("Global model of this job", spent, auc),
+        *own,
         ("All data in one place", "none", facts.get("auc_pooled")),
         ("Federated, same rounds, no noise", "none", facts.get("auc_federated_no_privacy")),
         ("Site alone, mean", "none", facts.get("auc_alone_mean")),
@@ -239,11 +253,12 @@ def budgets(facts: Mapping[str, Any]) -> Html:
 
 def rounds(facts: Mapping[str, Any]) -> Html:
     """Round by round: who took part, score, time and bytes."""
-    who = labels(facts)
+    who, own = labels(facts), ("personalised",) if is_personalised(facts) else ()
     head = [
         ("Round", "n"),
         *((n, "c") for n in who),
         (metric(facts).label, "n"),
+        *((name.capitalize(), "n") for name in own),
         ("Time", "n"),
         ("Training", "n"),
         ("Sent per site", "n"),
@@ -263,6 +278,7 @@ def rounds(facts: Mapping[str, Any]) -> Html:
                 r.get("number", ""),
                 *(_presence(r, n) for n in who),
                 words.auc(r.get("score")),
+                *(words.auc(r.get(name)) for name in own),
                 words.seconds(r.get("seconds")),
                 words.seconds(r.get("training_seconds")),
                 words.size(sum(sent) / len(sent) if sent else None),
@@ -281,7 +297,11 @@ def rounds(facts: Mapping[str, Any]) -> Html:
         " not there when the round began, or not asked",
         cls="note",
     )
-    return join([tag("h2", "Round by round"), legend, table(head, rows)])
+    parts = [tag("h2", "Round by round"), legend, table(head, rows)]
+    if lines := spread_lines(newest_spread(facts.get("rounds") or ())):
+        parts += [tag("h2", f"Sites by their own {metric(facts).label}")]
+        parts += [tag("pre", "\n".join(lines))]
+    return join(parts)
 
 
 def _presence(r: Mapping[str, Any], label: str) -> Html:

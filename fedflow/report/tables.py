@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fedflow.report import words
-from fedflow.report.facts import better_by, labels, metric, summarise
+from fedflow.report.facts import better_by, is_personalised, labels, metric, summarise
+from fedflow.report.spread import newest_spread, spread_lines
 
 
 def summary_tables(facts: Mapping[str, Any]) -> RenderableType:
@@ -20,6 +21,7 @@ def summary_tables(facts: Mapping[str, Any]) -> RenderableType:
         *([quality_table(facts)] if "auc_global" in facts else []),  # else data were described
         privacy_table(facts),
         rounds_table(facts),
+        *spread(facts),
         closing(facts),
     ]
     return Group(*(Padding(part, (1, 0, 0, 0)) for part in parts))
@@ -40,6 +42,8 @@ def quality_table(facts: Mapping[str, Any]) -> Table:
     table.add_column("global is better by", justify="right")
     spent = f"ε ≤ {words.epsilon(s.worst_epsilon)} per {s.unit}"
     table.add_row("global model of this job", spent, words.auc(auc), "", style="bold cyan")
+    if (own := facts.get("auc_personalised")) is not None:
+        table.add_row("each site's own model", spent, words.auc(own), _difference(facts, auc, own))
     for name, key in (
         ("pooled, all data in one place", "auc_pooled"),
         ("federated, without privacy", "auc_federated_no_privacy"),
@@ -80,12 +84,13 @@ def privacy_table(facts: Mapping[str, Any]) -> Table:
 
 def rounds_table(facts: Mapping[str, Any]) -> Table:
     """One line per round: participation, score, seconds, bytes."""
-    table = plain_table("Rounds")
+    table, own = plain_table("Rounds"), ("personalised",) if is_personalised(facts) else ()
     for name in (
         "round",
         "sites",
         metric(facts).label,
         "± noise",
+        *("own" for _ in own),  # there is no room for a longer word
         "seconds",
         "training",
         "other",
@@ -103,6 +108,7 @@ def rounds_table(facts: Mapping[str, Any]) -> Table:
             str(len(r.get("sites") or ())),
             words.auc(r.get("score")),
             words.auc(r.get("score_stderr")) if r.get("score") is not None else words.MISSING,
+            *(words.auc(r.get(name)) for name in own),
             words.seconds(total),
             words.seconds(training),
             words.seconds(other),
@@ -111,6 +117,13 @@ def rounds_table(facts: Mapping[str, Any]) -> Table:
             style="red" if r.get("aborted") else "",
         )
     return table
+
+
+def spread(facts: Mapping[str, Any]) -> list[Table | Text]:
+    """The sites by their own score, where the plan counts them."""
+    lines = spread_lines(newest_spread(facts.get("rounds") or ()))
+    title = f"Sites by their own {metric(facts).label}"
+    return [Text("\n".join([title, *lines]))] if lines else []
 
 
 def remarks(r: Mapping[str, Any]) -> str:

@@ -332,4 +332,11 @@ def test_predictable_masks():
 
 
 #: Modules that make public values from a public seed, or simulate a federation twice with one.
-PUBLIC_SEEDS: set[str] = {"audit/empirical/white_box.py"}
+PUBLIC_SEEDS: set[str] = {
+    "audit/empirical/white_box.py",
+    "learning/methods/clusters.py",  # first centres
+    "learning/methods/trees.py",  # where trees divide
+    "learning/public_weights.py",  # first weights of a model
+    "workloads/encoder.py",
+    "workloads/tabular.py",
+}

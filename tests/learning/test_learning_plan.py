@@ -229,6 +229,7 @@ def test_every_field_changes_the_digest():
                 "clipping_quantile",
                 "local_epochs",
                 "buffer",
+                "fairness_between",
                 *SCORE,
             ):
                 continue  # they go together with others: below
@@ -253,6 +254,9 @@ def test_every_field_changes_the_digest():
                 "target": 0.5,
                 "patience": 3,
                 "exhausted_sites": 1,
+                "local_layers": ("head.*",),
+                "personalised": True,
+                "fairness_bins": 5,
             }.get(field, new)
             seen.add(plan_with(**{f"{section}__{field}": new}).digest())
             changes += 1
@@ -262,6 +266,7 @@ def test_every_field_changes_the_digest():
         {"strategy__name": "scaffold"},
         {"strategy__name": "fedbuff", "strategy__buffer": 5},
         {"evaluation__bins": 5},
+        {"evaluation__fairness_bins": 4, "evaluation__fairness_between": (0.6, 0.9)},
         {"evaluation__metric": "accuracy", "evaluation__bins": None},
         {
             "evaluation__metric": "mse",

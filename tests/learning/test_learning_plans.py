@@ -3,9 +3,9 @@
 import pytest
 
 from fedflow.crypto.csprng import Csprng
-from fedflow.learning import randhie
+from fedflow.learning import randhie, randhie_mlp
 from fedflow.learning.baselines import pooled_holdout
-from fedflow.learning.evaluation import exact_score
+from fedflow.learning.evaluation import exact_score, exact_score_of_sites
 from fedflow.learning.model_file import unflatten
 from fedflow.learning.plan import load_plan
 from fedflow.simulation.federation import Federation
@@ -20,6 +20,8 @@ DISTINCT = {
     "fedadagrad": {"strategy__server_optimizer": "adagrad"},
     "scaffold": {"strategy__name": "scaffold"},
     "fedbuff": {"strategy__name": "fedbuff", "strategy__buffer": 4},
+    "personalised": {"evaluation__personalised": True},
+    "local-layers": {"training__local_layers": ("head.*",)},
     "preprocessing": {"strategy__name": "moments", "method__bins": 32},
     "tabular": {"plan__workload": "randhie-table"},
     "kmeans": {"strategy__name": "kmeans", "method__clusters": 6, "evaluation__metric": "mse"},
@@ -97,13 +99,13 @@ def test_a_plan_without_a_gradient_learns(request, sites, name):
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_plan_learns(request, sites, name):
     plan = plan_named(request, name)
-    federation = Federation(randhie.workload, sites, plan, Csprng.from_seed(bytes(32)))
+    (workload,) = (
+        w for w in (randhie.workload, randhie_mlp.workload) if w.name == plan.plan.workload
+    )
+    federation = Federation(workload, sites, plan, Csprng.from_seed(bytes(32)))
     for _ in range(4):
         federation.round()
-    score = exact_score(
-        randhie.workload,
-        pooled_holdout(dict(enumerate(sites))),
-        federation.model(),
-        plan,
-    )
+    models = [model for model, _ in federation.site_models()]
+    judged = [(data.holdout, model) for data, model in zip(sites, models, strict=True)]
+    score = exact_score_of_sites(workload, judged, plan)
     assert score > (0.55 if name == "randhie-summed" else 0.64)

@@ -137,8 +137,8 @@ def request(plan):
 
 def test_a_site_s_check_refuses_before_any_round(sites):
     loaded = (WORKLOAD, sites[0])
-    assert perform(request(training(SECTION)), b"", loaded).size == 0
-    assert perform(request(describing()), b"", loaded).size == 0
+    assert perform(request(training(SECTION)), b"", loaded).vector.size == 0
+    assert perform(request(describing()), b"", loaded).vector.size == 0
     with pytest.raises(Refusal, match=r"missing values and no \[preprocessing\]"):
         perform(request(training(PreprocessingSection())), b"", loaded)
 
