@@ -11,10 +11,11 @@ from benchmarks.figures import Report, machine, show
 from benchmarks.learning.boston import boston_rows
 from benchmarks.learning.dirichlet import dirichlet_rows
 from benchmarks.learning.mails import mail_rows
+from benchmarks.learning.masks import mask_rows
 from benchmarks.learning.missing import missing_rows
 from benchmarks.learning.personal import personal_rows
 from benchmarks.learning.plot import drawn
-from benchmarks.learning.rounds import iid_rows, shard_rows
+from benchmarks.learning.rounds import iid_99_rows, iid_rows, shard_99_rows, shard_rows
 from benchmarks.learning.straggler import straggler_rows
 from benchmarks.learning.trees import tree_rows
 from benchmarks.parts import Parts, add_part_options, rows_of, status_of
@@ -23,6 +24,8 @@ LIBRARIES = ("numpy", "torch")
 PARTS: Parts = {
     "rounds": iid_rows,
     "shards": shard_rows,
+    "rounds99": iid_99_rows,
+    "shards99": shard_99_rows,
     "dirichlet": dirichlet_rows,
     "straggler": straggler_rows,
     "boston": boston_rows,
@@ -30,6 +33,7 @@ PARTS: Parts = {
     "mails": mail_rows,
     "trees": tree_rows,
     "personal": personal_rows,
+    "masks": mask_rows,
 }
 
 EXAMPLES = """examples:

@@ -9,6 +9,7 @@ it anew. Sums are added without masks, to the same totals.
 
 from __future__ import annotations
 
+import functools
 import json
 import statistics
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.figures import Row, say
-from benchmarks.learning.digits import Run, dealt, federated, images, plan_of
+from benchmarks.learning.digits import Run, TwoHidden, dealt, federated, images, plan_of
 from benchmarks.utility.report import Amount, interval
 from fedflow.errors import Aborted
 from fedflow.learning.workload import Persons
@@ -144,7 +145,8 @@ def train(
         | fields,
     )
     sites = dealt(f"dirichlet{ALPHA}", most, SITES, seed)
-    run = federated(plan, sites, most, seed, secure=False, every=EVERY, hidden=HIDDEN)
+    network = functools.partial(TwoHidden, HIDDEN)
+    run = federated(plan, sites, most, seed, secure=False, every=EVERY, network=network)
     run.test = run.test if test is None else test
     for score in run.rounds(rounds):
         say(f"{name} seed {seed}: {score:.2f} after round {run.curve[-1][0]}")

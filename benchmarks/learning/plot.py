@@ -37,12 +37,13 @@ _ACCURACY = "accuracy on the test images, %"
 PANELS = (
     *(
         Panel(
-            f"MNIST 2NN, 100 sites, {words}",
+            f"MNIST {network}, 100 sites, {words}",
             f"rounds; {_ACCURACY}",
-            {f"{name}_rounds_{how}": label for name, label in _ROUNDS.items()},
-            80.0,
-            97.0,
+            {f"{name}_rounds{suffix}_{how}": label for name, label in _ROUNDS.items()},
+            low,
+            target,
         )
+        for network, suffix, low, target in (("2NN", "", 80.0, 97.0), ("CNN", "99", 90.0, 99.0))
         for how, words in (("iid", "IID"), ("shards", "two labels a site"))
     ),
     Panel(

@@ -12,7 +12,16 @@ import torch
 from benchmarks.figures import WrongResult
 from benchmarks.learning import dirichlet, paced, plot, rounds, straggler, trees
 from benchmarks.learning.digits import Run, rounds_to
-from benchmarks.learning.rounds import IID, PUBLISHED, SHARDS, Method, rounds_row
+from benchmarks.learning.rounds import (
+    CNN,
+    IID,
+    IID_99,
+    SHARDS,
+    SHARDS_99,
+    TWO_NN,
+    Method,
+    rounds_row,
+)
 from benchmarks.utility.report import Amount
 from benchmarks.utility.workloads import rows
 from fedflow.crypto.csprng import Csprng
@@ -42,7 +51,9 @@ def test_rounds_to_an_accuracy(scores, every, found):
 
 def test_what_was_not_reached_is_said():
     method = Method("fedsgd", "iid", 0, 0.5, 100, 10)
-    row, reached = rounds_row(method, [(10, 90.0), (20, 96.5), (30, 96.0)], 97.0, "here")
+    row, reached = rounds_row(
+        TWO_NN, method, [(10, 90.0), (20, 96.5), (30, 96.0)], Amount(), "here"
+    )
     assert not reached
     assert row.value == 30.0
     assert "NOT reached in 30 rounds, at 96.50 %" in row.note
@@ -51,16 +62,17 @@ def test_what_was_not_reached_is_said():
 
 
 def all_rows(amount):
-    return [row for rows in (rounds.iid_rows, rounds.shard_rows) for row in rows(amount)]
+    parts = (rounds.iid_rows, rounds.shard_rows, rounds.iid_99_rows, rounds.shard_99_rows)
+    return [row for rows in parts for row in rows(amount)]
 
 
 @pytest.fixture
 def curves(monkeypatch):
     """Trainings that end at round 100 for FedSGD, which others never see, and 8 for FedAvg."""
-    made = {name: [(4, 50.0), (8, 97.0)] for name in ("fedavg", "fedavg_e5")}
-    made["fedsgd"] = [(50, 90.0), (100, 97.0)]
+    made = {name: [(4, 50.0), (8, 99.0)] for name in ("fedavg", "fedavg_e5")}
+    made["fedsgd"] = [(50, 90.0), (100, 99.0)]
 
-    def run(method, amount):
+    def run(method, task, amount):
         return Run(None, None, None, 0, curve=made[method.name])
 
     monkeypatch.setattr(rounds.Method, "run", run)
@@ -70,23 +82,31 @@ def curves(monkeypatch):
 def test_gains_are_ratios_to_fedsgd_on_the_same_partition(curves):
     found = {row.name: row for row in all_rows(Amount())}
     assert {f"{m.name}_rounds_{m.how}" for m in (*IID, *SHARDS)} < set(found)
+    assert {f"{m.name}_rounds99_{m.how}" for m in (*IID_99, *SHARDS_99)} < set(found)
     gain = found["fedavg_round_gain_iid"]
-    assert (gain.value, gain.bar, gain.met) == (12.5, ">= 10", True)
-    assert found["fedavg_round_gain_shards"].bar is None
+    reached_97 = 50 + 50 * 7 / 9, 4 + 4 * 47 / 49
+    assert (gain.value, gain.bar, gain.met) == (
+        pytest.approx(reached_97[0] / reached_97[1]),
+        ">= 10",
+        True,
+    )
+    assert found["fedavg_round99_gain_iid"].value == 12.5
+    assert all(row.bar is None for name, row in found.items() if "gain" in name and row != gain)
     assert all(row.met is None for row in all_rows(Amount(quick=True)))
 
 
 def test_a_gain_over_what_never_got_there_is_a_lower_bound(curves):
     curves["fedsgd"] = [(50, 90.0), (100, 96.0)]
     found = {row.name: row for row in all_rows(Amount())}
-    assert found["fedavg_round_gain_iid"].value == 12.5
+    assert found["fedavg_round_gain_iid"].value == pytest.approx(100 / (4 + 4 * 47 / 49))
     assert "at least" in found["fedavg_round_gain_iid"].note
     curves["fedavg"] = [(8, 60.0)]
     assert "fedavg_round_gain_iid" not in {row.name for row in all_rows(Amount())}
 
 
 def test_published_figures_are_for_methods_that_are_run():
-    assert set(PUBLISHED) <= {(method.name, method.how) for method in (*IID, *SHARDS)}
+    for task, methods in ((TWO_NN, (*IID, *SHARDS)), (CNN, (*IID_99, *SHARDS_99))):
+        assert set(task.published) - {("fedavg_e5", "shards")} <= {(m.name, m.how) for m in methods}
 
 
 def test_the_picture_has_every_curve_there_is(curves):

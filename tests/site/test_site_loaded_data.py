@@ -376,5 +376,5 @@ def test_the_answer_is_a_plain_vector(rows):
     asked.request("trivial", str(rows), lambda pipe: write_frame(pipe, header, MODEL), out)
     asked.forget()
     answer, payload = read_frame(io.BytesIO(out.getvalue()))
-    assert answer == {"ok": True, "dtype": "int64"}
+    assert answer == {"ok": True, "dtype": "int64", "own": 0}
     assert np.frombuffer(payload, np.int64).size == 4

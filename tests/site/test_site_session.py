@@ -17,6 +17,7 @@ from fedflow.secagg.vectors import chunk_hash
 from fedflow.site.reasons import MAX_REASON, public_reason
 from fedflow.site.remembered import Remembered
 from fedflow.site.spool import Spool
+from fedflow.site.trainer import Trained
 from fedflow.site.training_client import TrainingFailed
 from fedflow.wire.messages import Decline, Kind
 from fedflow.wire.sealed import unseal
@@ -173,7 +174,7 @@ async def test_a_vector_that_cannot_be_released_never_is(fast, what):
         vector = vector.reshape(2, -1)
 
     async def give(task, **_):
-        return np.empty(0, np.float32) if task == "check" else vector
+        return Trained(np.empty(0, np.float32) if task == "check" else vector)
 
     site.trainer.run = give
     fast.start()
