@@ -172,7 +172,7 @@ def _encoder(layers: int) -> tuple[Frozen, torch.nn.ModuleList]:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     with torch.device("meta"):  # or its constructor would draw from torch's generator
-        bert = BertModel(BertConfig(**config), add_pooling_layer=False)
+        bert: Any = BertModel(BertConfig(**config), add_pooling_layer=False)
     wanted = {name: weights[name] for name in bert.state_dict()}
     bert.load_state_dict(wanted, assign=True)
     for name in ("position_ids", "token_type_ids"):
