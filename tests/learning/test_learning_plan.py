@@ -199,6 +199,23 @@ SCORE = ("metric", "bins", "error_bound")
 PRIVACY = ("unit", "mechanism", "clipping_quantile")
 
 
+def sizes_of_methods():
+    """Plans of methods; each field of [method] is in one of them beside a plan without it."""
+    for name, needed, more in (
+        ("gbdt", {"trees": 5, "depth": 3}, {"bins": 8, "ridge": 2.0}),
+        ("gbdt", {"trees": 6, "depth": 3}, {}),
+        ("gbdt", {"trees": 5, "depth": 4}, {}),
+        ("prototypes", {"clusters": 4, "neighbours": 2}, {}),
+        ("prototypes", {"clusters": 5, "neighbours": 2}, {}),
+        ("prototypes", {"clusters": 4, "neighbours": 3}, {}),
+    ):
+        plan = SUMMED | {"strategy__name": name}
+        plan |= {f"method__{size}": value for size, value in needed.items()}
+        yield plan
+        for size, value in more.items():
+            yield plan | {f"method__{size}": value}
+
+
 def test_every_field_changes_the_digest():
     base = plan_with()
     seen = {base.digest()}
@@ -214,7 +231,7 @@ def test_every_field_changes_the_digest():
                 *SCORE,
             ):
                 continue  # they go together with others: below
-            if (section, field) == ("strategy", "name"):
+            if (section, field) == ("strategy", "name") or section == "method":
                 continue
             new = value + 1 if isinstance(value, int) else value
             new = value / 2 if isinstance(value, float) else new
@@ -252,6 +269,7 @@ def test_every_field_changes_the_digest():
         {"privacy__mechanism": "site", "privacy__unit": "site"},
         {"privacy__mechanism": "site", "privacy__unit": "site", "privacy__clipping_quantile": 0.5},
         SUMMED,
+        *sizes_of_methods(),
     )
     seen |= {plan_with(**fields).digest() for fields in together}
     assert len(seen) == changes + 1 + len(together)
