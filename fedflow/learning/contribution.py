@@ -17,6 +17,7 @@ from fedflow.learning.dpsgd import train_plain, train_private
 from fedflow.learning.evaluation import noisy_counts
 from fedflow.learning.methods import Method, method_of, unit_batches
 from fedflow.learning.model_file import Arrays
+from fedflow.learning.objective import objective
 from fedflow.learning.plan import Plan
 from fedflow.learning.server_state import clipping_norm_of, parameters
 from fedflow.learning.site_state import correction
@@ -101,6 +102,7 @@ def summed_gradient(
     The divisor is ``sample_rate * workload.reference_persons`` at every site, so one unit moves the
     result by at most ``norm`` over it, and nobody's number of units enters. Not noised yet.
     """
+    workload = objective(workload, plan)
     model = model_with(workload, arrays)
     clipper = Clipper(
         workload,

@@ -29,6 +29,7 @@ from fedflow.errors import Aborted
 from fedflow.learning.batches import poisson_batches, unit_losses
 from fedflow.learning.clipping import Clipper
 from fedflow.learning.model_file import Arrays, flatten
+from fedflow.learning.objective import objective
 from fedflow.learning.plan import Plan
 from fedflow.learning.workload import (
     PersonData,
@@ -57,7 +58,7 @@ def train_private(
     noise. ``arrays`` is not changed. Aborted "diverged" when the result is not finite (a fact about
     noised steps only); Refusal as :class:`~fedflow.learning.clipping.Clipper` raises it.
     """
-    privacy = plan.privacy
+    privacy, workload = plan.privacy, objective(workload, plan)
     model = model_with(workload, arrays)
     optimizer = _optimizer(model, plan)
     clipper = Clipper(
@@ -157,6 +158,7 @@ def train_plain(
 
     Not private: for a site whose whole change is clipped and noised, and for baselines.
     """
+    workload = objective(workload, plan)
     model = model_with(workload, arrays)
     optimizer, steering = _optimizer(model, plan), Steering(model, plan, correction)
     units, rate = units_of(data.train, plan.privacy.unit), plan.privacy.sample_rate

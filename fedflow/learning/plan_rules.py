@@ -47,6 +47,7 @@ def misfits(plan: Plan) -> Iterator[str]:
         yield f'method.{name} is missing for strategy.name "{strategy.name}"'
     for name in sorted(given - needed - allowed):
         yield f'method.{name} is not for strategy.name "{strategy.name}"'
+    yield from _misfits_of_losses(plan)
     if mechanism == "summed":
         if plan.local_steps != 1:
             yield 'with privacy.mechanism "summed" a round is one step: training.local_steps is 1'
@@ -85,3 +86,17 @@ def misfits(plan: Plan) -> Iterator[str]:
             yield 'strategy.name "scaffold" needs training.optimizer "sgd" without momentum'
         if strategy.weighting != "uniform":
             yield 'with strategy.name "scaffold" strategy.weighting is "uniform"'
+
+
+def _misfits_of_losses(plan: Plan) -> Iterator[str]:
+    weights, training = plan.training.class_weights, plan.training
+    if len(weights) == 1:
+        yield "training.class_weights has a number for each class, two at least"
+    if weights and plan.evaluation.metric == "mse":
+        yield 'training.class_weights is for classes, and metric "mse" has none'
+    for name, used in (
+        ("class_weights", bool(weights)),
+        ("robust_loss", training.robust_loss is not None),
+    ):
+        if used and plan.is_method:
+            yield f'training.{name} needs a loss, and strategy.name "{plan.strategy.name}" has none'

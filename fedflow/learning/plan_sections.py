@@ -173,6 +173,17 @@ class TrainingSection(Section):
     proximal: float = Field(
         default=0.0, ge=0, le=1_000, description="FedProx: pull towards the global model, its mu"
     )
+    class_weights: tuple[Annotated[float, Field(gt=0, le=1_000)], ...] = Field(
+        default=(),
+        max_length=1_000,
+        description="factors on the loss of a row, by its class from 0 on; public numbers",
+    )
+    robust_loss: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="q of the generalised cross entropy, which bounds what a wrong label does",
+    )
     max_physical_batch: int = Field(
         default=512, ge=1, le=65_536, description="units worked on at once; memory, not privacy"
     )

@@ -98,6 +98,7 @@ def perform(
     from fedflow.learning.contribution import contribution
     from fedflow.learning.first_model import plan_spec
     from fedflow.learning.model_file import decode_model
+    from fedflow.learning.objective import objective
     from fedflow.learning.plan import Plan
     from fedflow.learning.server_state import state_spec
     from fedflow.learning.site_state import site_spec
@@ -107,7 +108,7 @@ def perform(
     workload, data = loaded or load(str(request["workload"]), str(request["data"]))
     if request["task"] == "check":
         if not plan.is_method and plan.privacy.mechanism != "site":  # else no gradient is clipped
-            check_trainable(workload, data.train, plan.privacy.unit)
+            check_trainable(objective(workload, plan), data.train, plan.privacy.unit)
         return np.empty(0, np.float32)
     kinds = {kind.word: kind for kind in Kind}
     if request["task"] not in kinds:

@@ -245,6 +245,8 @@ def test_every_field_changes_the_digest():
                 "server_optimizer": "adam",
                 "server_momentum": 0.5,
                 "proximal": 0.5,
+                "class_weights": (0.5, 1.5),
+                "robust_loss": 0.5,
                 "selection": "budget",
                 "strata": ("north-*",),
                 "max_seconds": 60.0,
@@ -310,6 +312,20 @@ def test_every_field_changes_the_digest():
         (SUMMED | {"training__optimizer": "adam"}, "only the server steps"),
         (SUMMED | {"strategy__weighting": "declared"}, 'strategy.weighting is "uniform"'),
         ({"privacy__clipping_quantile": 0.5}, 'is for privacy.mechanism "site"'),
+        ({"training__class_weights": (2.0,)}, "two at least"),
+        (
+            {
+                "training__class_weights": (1.0, 2.0),
+                "evaluation__metric": "mse",
+                "evaluation__bins": None,
+                "evaluation__error_bound": 1.0,
+            },
+            'metric "mse" has none',
+        ),
+        (
+            SUMMED | {"strategy__name": "linear", "training__robust_loss": 0.5},
+            'strategy.name "linear" has none',
+        ),
         ({"training__optimizer": "adam", "training__momentum": 0.5}, "belongs to sgd"),
         (
             {"strategy__server_optimizer": "adam", "strategy__server_momentum": 0.5},
