@@ -12,9 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedflow.errors import Misuse, Violation
+from fedflow.learning.groups import check_asked
 from fedflow.learning.model_file import ModelSpec, encode_model, model_digest, unflatten
 from fedflow.learning.plan import Plan
-from fedflow.learning.server_state import CLIPPING_NORM, memory_views, model_spec_of
+from fedflow.learning.server_state import (
+    CLIPPING_NORM,
+    ROUND,
+    memory_views,
+    model_spec_of,
+    rounds_done,
+)
 from fedflow.learning.strategy import next_model
 from fedflow.learning.value_range import next_range
 from fedflow.secagg.context import RoundContext
@@ -110,9 +117,14 @@ def advance(
     if total is None or total.shape != (order.dimension,):
         raise Misuse("a training round's history needs its sum")
     count, plan, now = len(transcript.survivors), rules.plan, state.value_range
+    dimension = rules.manifest.dimension
+    check_asked(plan, order, [entry.index for entry in rules.manifest.roster])
     try:
-        after = next_model(vector, total, count, plan, now, sites=rules.sites)
-        memory = memory_views(after, plan, rules.manifest.dimension)
+        before = memory_views(vector, plan, dimension)
+        if ROUND in before and rounds_done(before) != order.round - 1:
+            raise Violation("wrong-round", "the order's round is not the one its model is due for")
+        after = next_model(vector, total, count, plan, now, sites=rules.sites, dimension=dimension)
+        memory = memory_views(after, plan, dimension)
         norm = memory.get(CLIPPING_NORM)
         following = next_range(
             plan,

@@ -19,8 +19,9 @@ from fedflow.learning.methods import Method, method_of, unit_batches
 from fedflow.learning.model_file import Arrays
 from fedflow.learning.objective import objective
 from fedflow.learning.plan import Plan
-from fedflow.learning.server_state import clipping_norm_of, parameters
+from fedflow.learning.server_state import clipping_norm_of, parameters, rounds_done
 from fedflow.learning.site_state import correction
+from fedflow.learning.sparse import Places, sent_places
 from fedflow.learning.summed_noise import clipped, noisy_steps, unit_sensitivity, with_bit
 from fedflow.learning.workload import PersonData, Persons, Workload, model_with, units_of
 from fedflow.privacy.noise import poisson_mask
@@ -43,8 +44,9 @@ def contribution(
 
     ``state`` holds the tensors of the model file (:mod:`fedflow.learning.server_state`); ``sites``
     are those in the roster and ``value_range`` is the round's; ``own`` is what the site kept
-    (:mod:`fedflow.learning.site_state`). Training gives float32[d] with local
-    noise, int64[d] grid steps with noise in shares (int64[d + 1] with adaptive clipping);
+    (:mod:`fedflow.learning.site_state`). Training gives float32[k] with local
+    noise, int64[k] grid steps with noise in shares (int64[k + 1] with adaptive clipping), where k
+    is d or, in a sparse update, the number of coordinates that are sent;
     evaluation int64, the counts of :mod:`~fedflow.learning.metrics`. Its cost is the plan's
     :func:`~fedflow.privacy.plan_cost.training_event` or ``evaluation_event``. Aborted and Refusal
     as :func:`train_private` and :func:`noisy_steps`.
@@ -53,8 +55,12 @@ def contribution(
     if kind is Kind.EVALUATE:
         return noisy_counts(workload, data, state, plan, csprng)
     steering = correction(state, own)
+    places = sent_places(plan, _dimension(arrays), rounds_done(state))
     if plan.privacy.mechanism == "local":
-        return train_private(workload, data, arrays, plan, csprng, correction=steering)
+        change = train_private(
+            workload, data, arrays, plan, csprng, correction=steering, places=places
+        )
+        return change if places is None else change[places]
     norm = clipping_norm_of(state, plan)
     method = method_of(plan)
     if method is not None:
@@ -62,9 +68,12 @@ def contribution(
         values = summed_values(method, workload, chosen, state, plan)
     elif plan.privacy.mechanism == "summed":
         values = summed_gradient(workload, data, arrays, plan, norm, csprng.child("sampling"))
+        values = values if places is None else values[places]
     else:
         sampling = csprng.child("sampling")
-        values = clipped_update(workload, data, arrays, plan, norm, sampling, correction=steering)
+        values = clipped_update(
+            workload, data, arrays, plan, norm, sampling, correction=steering, places=places
+        )
     sensitivity = unit_sensitivity(plan, norm, workload.reference_persons)
     coding = plan.coding(sites, value_range)
     return noisy_steps(values, plan, coding, sensitivity, csprng.child("noise"))
@@ -125,19 +134,29 @@ def clipped_update(
     csprng: Csprng,
     *,
     correction: NDArray[np.float64] | None = None,
+    places: Places | None = None,
 ) -> NDArray[np.float64]:
     """A whole local training's change of the model, clipped to ``norm``: float64[d] or [d + 1].
 
+    With ``places`` it is the change of these coordinates, which alone are trained.
     The site is the unit, so what happens before clipping may depend on its data in any way. With
     adaptive clipping the last coordinate says whether the update was within the norm. A training
     that diverged counts as no change: a refusal would tell that it did.
     """
     try:
-        trained = train_plain(workload, data, arrays, plan, csprng, correction=correction)
+        trained = train_plain(
+            workload, data, arrays, plan, csprng, correction=correction, places=places
+        )
         change = trained.astype(np.float64)
     except Aborted:
-        change = np.zeros(sum(array.size for array in arrays.values()))
+        change = np.zeros(_dimension(arrays))
+    if places is not None:
+        change = change[places]
     values, within = clipped(change, norm)
     if plan.privacy.clipping_quantile is None:
         return values
     return with_bit(values, within, norm)
+
+
+def _dimension(arrays: Arrays) -> int:
+    return sum(array.size for array in arrays.values())

@@ -48,6 +48,12 @@ def misfits(plan: Plan) -> Iterator[str]:
     for name in sorted(given - needed - allowed):
         yield f'method.{name} is not for strategy.name "{strategy.name}"'
     yield from _misfits_of_losses(plan)
+    yield from _misfits_of_groups(plan)
+    if plan.secure_aggregation.density < 1 and strategy.name not in ("fedavg", "fedsgd"):
+        yield (
+            f'strategy.name "{strategy.name}" needs all coordinates in every round: leave out'
+            " secure_aggregation.density"
+        )
     if mechanism == "summed":
         if plan.local_steps != 1:
             yield 'with privacy.mechanism "summed" a round is one step: training.local_steps is 1'
@@ -100,3 +106,22 @@ def _misfits_of_losses(plan: Plan) -> Iterator[str]:
     ):
         if used and plan.is_method:
             yield f'training.{name} needs a loss, and strategy.name "{plan.strategy.name}" has none'
+
+
+def _misfits_of_groups(plan: Plan) -> Iterator[str]:
+    groups, asked = plan.participation.groups, plan.participation
+    if groups is None:
+        return
+    if plan.strategy.name not in ("fedavg", "fedsgd"):
+        yield f'strategy.name "{plan.strategy.name}" does not go with participation.groups'
+    if asked.fraction < 1 or asked.spare or asked.strata or asked.selection != "random":
+        yield "with participation.groups the groups say who is asked: leave out the rest"
+    if plan.plan.rounds % groups:
+        yield f"plan.rounds is a multiple of participation.groups, {groups}: the rounds of a cycle"
+    if plan.evaluation.every % groups:
+        yield (
+            f"evaluation.every is a multiple of participation.groups, {groups}: within a cycle the"
+            " model stays as it is"
+        )
+    if plan.privacy.clipping_quantile is not None:
+        yield "with participation.groups no privacy.clipping_quantile: wrong sites would move it"

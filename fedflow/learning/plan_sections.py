@@ -81,6 +81,12 @@ class ParticipationSection(Section):
         max_length=64,
         description="patterns of site labels; each has a part of the places in proportion",
     )
+    groups: int | None = Field(
+        default=None,
+        ge=3,
+        le=1_000,
+        description="sums of a cycle, each of other sites, whose median is the step; odd is best",
+    )
 
 
 class StrategySection(Section):
@@ -267,6 +273,12 @@ class SecureAggregationSection(Section):
 
     bits: int = Field(ge=8, le=32, description="bits per coordinate of a training round")
     value_range: Literal["auto"] | float = Field(description=_RANGE)
+    density: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="of the coordinates, trained and sent in a round; 1 is all of them",
+    )
     suite: Literal["x25519", "x25519-mlkem768"] = Field(
         default="x25519", description="key agreement; the second also withstands quantum computers"
     )

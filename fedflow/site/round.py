@@ -224,7 +224,8 @@ def _client(services: SiteServices, job: Admitted, order: Order, vouches: bool) 
         round_ctx=RoundContext.of(order).digest(),
         index=job.index,
         identity=services.identity,
-        roster=job.roster,
+        # Only who was asked: no accomplice of the server can come in beside a group.
+        roster={s: key for s, key in job.roster.items() if order.invites(s)},
         # From the plan this site admitted: its policy refused anything weaker than its own floor.
         colluders=job.plan.cohort.colluders,
         minimum=job.plan.cohort.minimum,

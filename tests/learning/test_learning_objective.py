@@ -1,4 +1,4 @@
-"""Class weights and robust losses: what they do to one row, to a clipped sum, and to wrong labels."""
+"""Class weights and robust losses: what they do to one row, a clipped sum and wrong labels."""
 
 import math
 
