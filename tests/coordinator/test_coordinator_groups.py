@@ -35,7 +35,7 @@ def groups_of(room, cycle):
 
 
 async def test_a_cycle_asks_each_site_once_and_steps_once(tmp_path):
-    room = Room(tmp_path, make_plan(**PLAN, secure_aggregation__value_range="auto"), labels=NINE)
+    room = Room(tmp_path, make_plan(**PLAN), labels=NINE)
     room.start()
     runner = room.runner()
     files = []
@@ -103,7 +103,7 @@ async def test_a_site_refuses_an_order_that_asks_another_group(tmp_path):
 
 
 class Asking:
-    """An order as an accomplice reads it: it asks everybody."""
+    """An order as the server and its accomplice read it: it asks everybody."""
 
     def __init__(self, order):
         self._order = order
@@ -113,6 +113,9 @@ class Asking:
 
     def invites(self, site):
         return True
+
+    def asked(self, sites):
+        return set(sites)
 
 
 async def test_a_group_refuses_a_cohort_with_an_accomplice_who_was_not_asked(tmp_path, monkeypatch):
@@ -128,7 +131,13 @@ async def test_a_group_refuses_a_cohort_with_an_accomplice_who_was_not_asked(tmp
         return Asking(order) if job.index == guest else order
 
     monkeypatch.setattr(session, "admit_order", admitted)
-    server, one_round = secure_round.SecAggServer, secure_round.SecureRound
+    server, inbox = secure_round.SecAggServer, secure_round.Inbox
+    one_round = secure_round.SecureRound
+    monkeypatch.setattr(
+        secure_round,
+        "Inbox",
+        lambda exchange, job, order, *rest: inbox(exchange, job, Asking(order), *rest),
+    )
     monkeypatch.setattr(
         secure_round,
         "SecAggServer",
