@@ -27,6 +27,7 @@ from fedflow.federation.scoring import (
 from fedflow.learning.metrics import METRICS
 from fedflow.learning.model_file import model_digest
 from fedflow.learning.plan import load_plan
+from fedflow.report import words
 
 app = typer.Typer(help="Make jobs, publish them, see how they stand.", no_args_is_help=True)
 Coordinator = Annotated[Path, typer.Option("--coordinator", help="The coordinator's folder.")]
@@ -188,7 +189,8 @@ def show(
     if missing:
         console.print(f"not joined yet: {', '.join(missing)}", soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("round", "sites", "without", METRICS[one.metric].label, "seconds"):
+    label = METRICS[one.metric].label
+    for heading in ("round", "sites", "without", label, "seconds", "sent per site"):
         table.add_column(heading, justify="left" if heading == "without" else "right")
     for record in one.records:
         without = [*record.refused, *record.dropped, *record.absent]
@@ -198,6 +200,7 @@ def show(
             ", ".join(without),
             "" if record.score is None else f"{record.score:.3f}",
             f"{record.seconds:.1f}",
+            words.size(record.bytes_per_site),
         )
     if one.records:
         console.print(table)

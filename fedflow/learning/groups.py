@@ -66,6 +66,8 @@ def check_asked(plan: Plan, order: Order, roster: Collection[int]) -> None:
 
 def check_groups(plan: Plan, sites: int) -> None:
     """Refusal ``too-few-sites`` when the smallest group of so many sites could open no sum."""
+    if plan.participation.groups is None:
+        return
     smallest, minimum = plan.smallest_sum(sites), plan.cohort.minimum
     if smallest < minimum:
         raise Refusal(

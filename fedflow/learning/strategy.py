@@ -89,7 +89,7 @@ def next_model(
         _method_step(method, out[:d], memory, opened, plan)
         return out
     if CLIPPING_NORM in memory:
-        bit = coding.decode_span(total, steps, d, d + 1, count)[0] / weight
+        bit = coding.decode_span(total, steps, sent, sent + 1, count)[0] / weight
         memory[CLIPPING_NORM][0] = _next_norm(plan, float(memory[CLIPPING_NORM][0]), float(bit))
 
     def opened_mean(start: int, stop: int) -> _Real:
