@@ -254,7 +254,7 @@ def checked(path, *options):
 
 
 def test_the_price_of_groups_is_printed():
-    out = checked(GROUPS, "--sites", "9")
+    out = " ".join(checked(GROUPS, "--sites", "9").split())
     for words in (
         "3 groups of 3 sites or more: 3 rounds, a cycle, make one step along the median",
         "8 steps in all; each site trains in 8 rounds",
