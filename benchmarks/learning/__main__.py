@@ -4,21 +4,39 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 
-from benchmarks.data.fetch import DataMissing
-from benchmarks.figures import Report, Row, add_form_options, machine, say, show
-from benchmarks.learning.rounds import round_rows
-from benchmarks.utility.report import Amount
-from fedflow.errors import Aborted, Refusal, Violation
+from benchmarks.figures import Report, machine, show
+from benchmarks.learning.boston import boston_rows
+from benchmarks.learning.dirichlet import dirichlet_rows
+from benchmarks.learning.mails import mail_rows
+from benchmarks.learning.missing import missing_rows
+from benchmarks.learning.personal import personal_rows
+from benchmarks.learning.plot import drawn
+from benchmarks.learning.rounds import iid_rows, shard_rows
+from benchmarks.learning.straggler import straggler_rows
+from benchmarks.learning.trees import tree_rows
+from benchmarks.parts import Parts, add_part_options, rows_of, status_of
 
 LIBRARIES = ("numpy", "torch")
-PARTS: Mapping[str, Callable[[Amount], Iterator[Row]]] = {"rounds": round_rows}
+PARTS: Parts = {
+    "rounds": iid_rows,
+    "shards": shard_rows,
+    "dirichlet": dirichlet_rows,
+    "straggler": straggler_rows,
+    "boston": boston_rows,
+    "missing": missing_rows,
+    "mails": mail_rows,
+    "trees": tree_rows,
+    "personal": personal_rows,
+}
 
 EXAMPLES = """examples:
   make data-mnist                                 the data, once
-  python -m benchmarks.learning --quick           small, about a minute
-  python -m benchmarks.learning --json            at the size of the bars: about two hours
+  python -m benchmarks.learning --quick           small, some minutes
+  python -m benchmarks.learning --only rounds     one part; all are hours
+  python -m benchmarks.learning.plot ROWS.json    draw the curves of earlier runs
 """
 
 
@@ -26,13 +44,12 @@ def parser() -> argparse.ArgumentParser:
     """All options."""
     made = argparse.ArgumentParser(
         "python -m benchmarks.learning",
-        description="How many rounds methods need to an accuracy, with secure aggregation on.",
+        description="How fast and how well methods learn, with secure aggregation on.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--only", choices=tuple(PARTS), action="append", help="one part; repeatable")
-    made.add_argument("--quick", action="store_true", help="20 sites, fewer images and rounds")
-    add_form_options(made)
+    add_part_options(made, PARTS, "fewer sites, images and rounds")
+    made.add_argument("--plot", type=Path, metavar="FILE", help="also draw the curves, as SVG")
     return made
 
 
@@ -41,16 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     chosen = parser().parse_args(given)
     report = Report(" ".join(["python -m benchmarks.learning", *given]), machine(LIBRARIES))
-    try:
-        for part, rows in PARTS.items():
-            if not chosen.only or part in chosen.only:
-                report.add(rows(Amount(chosen.quick)))
-    except (DataMissing, Refusal) as unable:
-        say(f"no figures: {unable}")
-        return 2
-    except (Aborted, Violation) as failed:
-        say(f"no figures, a training failed: {failed}")
-        return 1
+    if status := status_of(lambda: report.add(rows_of(PARTS, chosen))):
+        return status
+    if chosen.plot:
+        chosen.plot.write_text(drawn({row.name: row.curve for row in report.rows}))
     show(report, chosen)
     return 0
 

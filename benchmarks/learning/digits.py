@@ -2,50 +2,44 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.utils import skip_init
 
 from benchmarks.data.mnist import SIDE, load_mnist
-from benchmarks.utility.settings import pixels, take
+from benchmarks.utility.settings import pixels
 from benchmarks.utility.workloads import DIGITS, Classifier
 from fedflow.coordinator.selection import select_sites
 from fedflow.crypto.csprng import Csprng
 from fedflow.learning.evaluation import exact_score
 from fedflow.learning.plan import Plan
+from fedflow.learning.public_weights import public_model
 from fedflow.learning.workload import PersonData, Persons
 from fedflow.simulation import partition
 from fedflow.simulation.federation import Federation
 
 SITES, FRACTION = 100, 0.1
-HIDDEN = 200
+HIDDEN = 200  #: units in a hidden layer of their 2NN
 #: No update is ever this long, or has a coordinate this large: nothing is clipped or clamped.
 NORM, RANGE = 50.0, 2.0
 
 
 class TwoHidden(torch.nn.Module):
-    """Two hidden layers of 200 units with ReLU: 199,210 parameters, [.., 784] to [.., 10]."""
+    """Two hidden layers with ReLU, [.., 784] to [.., 10]: 199,210 parameters for 200 units each."""
 
-    def __init__(self, csprng: Csprng) -> None:
+    def __init__(self, hidden: int = HIDDEN) -> None:
         super().__init__()
-        sizes = (SIDE * SIDE, HIDDEN, HIDDEN, DIGITS)
+        sizes = (SIDE * SIDE, hidden, hidden, DIGITS)
         self.layers = torch.nn.ModuleList(
-            skip_init(torch.nn.Linear, a, b)  # type: ignore[no-untyped-call]
-            for a, b in itertools.pairwise(sizes)
+            torch.nn.Linear(a, b) for a, b in itertools.pairwise(sizes)
         )
-        with torch.no_grad():
-            for parameter in self.parameters():
-                inputs = parameter.shape[-1] if parameter.ndim > 1 else SIDE * SIDE
-                drawn = (2.0 * csprng.uniform(parameter.numel()) - 1.0) / math.sqrt(inputs)
-                parameter.copy_(torch.from_numpy(drawn).view_as(parameter))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.layers[:-1]:
@@ -57,11 +51,12 @@ class TwoHidden(torch.nn.Module):
 class Digits(Classifier):
     """The workload: one image is one row of 784 features, and one unit."""
 
-    def __init__(self, reference_persons: int) -> None:
+    def __init__(self, reference_persons: int, hidden: int = HIDDEN) -> None:
         super().__init__("mnist-2nn", reference_persons)
+        self._first = public_model(functools.partial(TwoHidden, hidden))
 
     def build_model(self) -> torch.nn.Module:
-        return TwoHidden(Csprng.from_seed(bytes(32)))
+        return copy.deepcopy(self._first)  # every site of every round asks for it
 
 
 @functools.cache
@@ -82,8 +77,8 @@ def dealt(how: str, most: int, sites: int, seed: int) -> list[PersonData]:
     else:
         parts = partition.dirichlet(labels, sites, float(how.removeprefix("dirichlet")), csprng)
     nobody: NDArray[np.int64] = np.zeros(0, np.int64)
-    held = take(test, nobody)
-    return [PersonData(take(train, part), held) for part in parts]
+    held = test.take(nobody)
+    return [PersonData(train.take(part), held) for part in parts]
 
 
 def plan_of(sites: int, fraction: float, **fields: Any) -> Plan:
@@ -118,17 +113,17 @@ def plan_of(sites: int, fraction: float, **fields: Any) -> Plan:
 
 @dataclass
 class Run:
-    """One federation on its way: accuracies on the test images after every round."""
+    """One federation on its way: rounds done and the accuracy then, every ``every`` rounds."""
 
     plan: Plan
     federation: Federation
     test: Persons
     seed: int
     every: int = 1
-    curve: list[float] = field(default_factory=list)
+    curve: list[tuple[int, float]] = field(default_factory=list)
 
-    def rounds(self, most: int, target: float) -> Iterator[float]:
-        """Train, and score every ``every`` rounds, until ``target`` or after ``most`` rounds."""
+    def rounds(self, most: int, target: float = 100.0) -> Iterator[float]:
+        """Train and score, until the score is ``target`` or after ``most`` rounds."""
         csprng = Csprng.from_seed((self.seed + 1_000).to_bytes(32, "big"))
         labels = {i: str(i) for i in range(len(self.federation.sites))}
         for number in range(1, most + 1):
@@ -138,7 +133,7 @@ class Run:
             self.federation.round(invited=asked)
             if number % self.every == 0 or number == most:
                 score = 100.0 * self.score()
-                self.curve += [score] * (number - len(self.curve))
+                self.curve.append((number, score))
                 yield score
                 if score >= target:
                     return
@@ -150,11 +145,18 @@ class Run:
 
 
 def federated(
-    plan: Plan, sites: list[PersonData], most: int, seed: int, *, secure: bool, every: int = 1
+    plan: Plan,
+    sites: list[PersonData],
+    most: int,
+    seed: int,
+    *,
+    secure: bool,
+    every: int = 1,
+    hidden: int = HIDDEN,
 ) -> Run:
     """A federation that has not begun."""
     csprng = Csprng.from_seed((seed + 2_000).to_bytes(32, "big"))
-    workload = Digits(max(1, sum(len(site.train) for site in sites) // len(sites)))
+    workload = Digits(max(1, sum(len(site.train) for site in sites) // len(sites)), hidden)
     return Run(
         plan,
         Federation(workload, sites, plan, csprng, secure=secure),
@@ -164,15 +166,14 @@ def federated(
     )
 
 
-def rounds_to(curve: list[float], target: float) -> float | None:
-    """Rounds until the best so far reaches ``target``, with a line between two rounds.
+def rounds_to(curve: Sequence[tuple[float, float]], target: float) -> float | None:
+    """Rounds until the best score so far reaches ``target``, with a line between two scores.
 
     McMahan et al.: curves are made monotonic, then interpolated linearly. None when it never does.
     """
-    best, before = 0.0, 0.0
-    for number, score in enumerate(curve, 1):
-        before, best = best, max(best, score)
-        if best >= target:
-            step = best - before
-            return number - (best - target) / step if step else float(number)
+    at, best = 0.0, 0.0
+    for number, score in curve:
+        if score >= target:
+            return number - (number - at) * (score - target) / (score - best)
+        at, best = number, max(best, score)
     return None

@@ -1,80 +1,122 @@
-"""Rounds to an accuracy: FedSGD against FedAvg, as in Table 2 of McMahan et al. (AISTATS 2017)."""
+"""Rounds to an accuracy: FedSGD against FedAvg, as in Table 1 of McMahan et al. (AISTATS 2017).
+
+Their 2NN on MNIST, all 60,000 images at 100 sites, a tenth of them asked in each round, 97 % of the
+test images. FedSGD is one step on all of a site's images. Nobody's images are weighed differently:
+all sites have 600.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from benchmarks.figures import Row, say
-from benchmarks.learning.digits import FRACTION, SITES, dealt, federated, plan_of, rounds_to
+from benchmarks.learning.digits import FRACTION, SITES, Run, dealt, federated, plan_of, rounds_to
 from benchmarks.utility.report import Amount
 
 TARGET, QUICK_TARGET = 97.0, 80.0
-#: Their 2NN, C = 0.1, 97 %: FedSGD (B = all, E = 1), FedAvg with B = 10 and E = 1 (Table 1).
-PUBLISHED = {"iid": (1474.0, 87.0), "shards": (1796.0, 664.0)}
-BATCH, EPOCHS = 10, 5
-MOST = {"fedsgd": 2_500, "fedavg": 400}
-RATES = {("fedsgd", "iid"): 0.5, ("fedavg", "iid"): 0.1}
-RATES |= {("fedsgd", "shards"): 0.3, ("fedavg", "shards"): 0.05}
+BATCH = 10
+#: Table 1, C = 0.1: FedSGD (B = all) and FedAvg with B = 10, both E = 1. Other E are not in it.
+PUBLISHED = {("fedsgd", "iid"): 1474, ("fedavg", "iid"): 87}
+PUBLISHED |= {("fedsgd", "shards"): 1796, ("fedavg", "shards"): 664}
 
 
 @dataclass(frozen=True)
-class _Method:
+class Method:
+    """How sites train, and on which partition; ``most`` rounds, scored every ``every``.
+
+    ``epochs`` passes in batches of :data:`BATCH`, or with 0 one step on everything.
+    """
+
     name: str
     how: str
+    epochs: int
+    rate: float
+    most: int
+    every: int
 
-    def rounds(self, amount: Amount) -> tuple[float | None, int]:
-        """Rounds to the target, and how many were run."""
-        sites = 20 if amount.quick else SITES
-        most = amount.images(60_000)
-        fraction = 0.25 if amount.quick else FRACTION
-        target = QUICK_TARGET if amount.quick else TARGET
-        fields = {"training__learning_rate": RATES[self.name, self.how]}
-        if self.name == "fedavg":
-            per_site = most // sites
-            fields |= {"privacy__sample_rate": BATCH / per_site}
-            fields |= {"training__local_steps": None, "training__local_epochs": EPOCHS}
-        run = federated(
-            plan_of(sites, fraction, **fields),
-            dealt(self.how, most, sites, 0),
-            most,
-            0,
-            secure=True,
-            every=1 if self.name == "fedavg" else 5,
-        )
-        rounds = MOST[self.name] // 25 if amount.quick else MOST[self.name]
-        for score in run.rounds(rounds, target):
-            say(f"{self.name} {self.how}: {score:.2f} after round {len(run.curve)}")
-        return rounds_to(run.curve, target), len(run.curve)
+    @property
+    def about(self) -> str:
+        """Batch and passes, in the paper's letters."""
+        return f"B={BATCH}, E={self.epochs}" if self.epochs else "B=all, E=1"
+
+    def run(self, amount: Amount) -> Run:
+        """Train until the target, or as long as it may."""
+        sites, fraction = (20, 0.25) if amount.quick else (SITES, FRACTION)
+        images = amount.images(60_000)
+        fields: dict[str, float | None] = {"training__learning_rate": self.rate}
+        if self.epochs:
+            fields |= {"privacy__sample_rate": BATCH * sites / images}
+            fields |= {"training__local_steps": None, "training__local_epochs": self.epochs}
+        plan, parts = plan_of(sites, fraction, **fields), dealt(self.how, images, sites, 0)
+        run = federated(plan, parts, images, 0, secure=True, every=self.every)
+        most = self.most // 25 if amount.quick else self.most
+        for score in run.rounds(most, target_of(amount)):
+            say(f"{self.name} {self.how}: {score:.2f} after round {run.curve[-1][0]}")
+        return run
 
 
-def round_rows(amount: Amount) -> Iterator[Row]:
-    """Rounds of each method on each partition, and their ratios."""
+#: Of 0.3, 0.6 and 1.0 FedSGD does best with 0.6 after 60 rounds, of 0.05, 0.1, 0.2 and 0.3 FedAvg
+#: with 0.3 after 10: on another seed, 50,000 images for training and the others for scoring. The
+#: rate for five passes is a guess.
+IID = (
+    Method("fedsgd", "iid", 0, 0.6, 2_500, 10),
+    Method("fedavg", "iid", 1, 0.3, 300, 1),
+    Method("fedavg_e5", "iid", 5, 0.1, 60, 1),
+)
+#: Rates are guesses: nobody has run this part at its size yet.
+SHARDS = (
+    Method("fedsgd", "shards", 0, 0.3, 1_000, 10),
+    Method("fedavg", "shards", 1, 0.05, 600, 5),
+)
+
+
+def target_of(amount: Amount) -> float:
+    """The accuracy, per cent."""
+    return QUICK_TARGET if amount.quick else TARGET
+
+
+def iid_rows(amount: Amount) -> Iterator[Row]:
+    """Every site has a random part of the images."""
+    return _rows(IID, amount)
+
+
+def shard_rows(amount: Amount) -> Iterator[Row]:
+    """Every site has two shards of images sorted by label; not with ``quick``, it takes long."""
+    return _rows(() if amount.quick else SHARDS, amount)
+
+
+def _rows(methods: Sequence[Method], amount: Amount) -> Iterator[Row]:
+    """Rounds of each method, and how many times those of FedAvg FedSGD takes."""
     size = "2NN, 100 sites, C=0.1, to 97 %, secure aggregation on"
     if amount.quick:
         size = "2NN, 20 sites, C=0.25, to 80 %, secure aggregation on"
-    for how in ("iid",) if amount.quick else ("iid", "shards"):
-        found = {}
-        for name in ("fedsgd", "fedavg"):
-            reached, run = _Method(name, how).rounds(amount)
-            found[name] = reached or float(run)
-            theirs = PUBLISHED[how][name == "fedavg"]
-            note = "" if reached else f"not reached after {run} rounds, which are counted; "
-            if name == "fedavg":
-                note += f"B={BATCH}, E={EPOCHS}; "
-            yield Row(
-                f"{name}_rounds_{how}",
-                "rounds",
-                (found[name],),
-                size=size,
-                note=f"{note}published {theirs:g} (E=1)",
-                judged=not amount.quick,
-            )
-        yield Row(
-            f"fedavg_round_gain_{how}",
-            "x",
-            (found["fedsgd"] / found["fedavg"],),
-            bar=">= 10" if how == "iid" else None,
-            size=size,
-            judged=not amount.quick,
-        )
+    first, known = 0.0, False
+    for method in methods:
+        row, reached = rounds_row(method, method.run(amount).curve, target_of(amount), size)
+        yield row
+        if method.name == "fedsgd":
+            first, known = row.value, reached
+        elif reached:
+            bar = ">= 10" if (method.name, method.how) == ("fedavg", "iid") else None
+            name = f"{method.name}_round_gain_{method.how}"
+            note = f"FedSGD over {method.about}"
+            note += "" if known else "; at least: FedSGD did not get there"
+            gain = first / row.value
+            yield Row(name, "x", (gain,), bar, size, note, judged=not amount.quick)
+
+
+def rounds_row(
+    method: Method, curve: list[tuple[int, float]], target: float, size: str
+) -> tuple[Row, bool]:
+    """The row of one training, and whether it reached ``target``; if not, it tells all rounds."""
+    reached, done = rounds_to(curve, target), curve[-1][0]
+    note = f"{method.about}, rate {method.rate:g}"
+    if reached is None:
+        best = max(score for _, score in curve)
+        note += f"; NOT reached in {done} rounds, at {best:.2f} % at best"
+    if published := PUBLISHED.get((method.name, method.how)):
+        note += f"; published {published}"
+    name, points = f"{method.name}_rounds_{method.how}", tuple((float(n), s) for n, s in curve)
+    found = float(done) if reached is None else reached
+    return Row(name, "rounds", (found,), None, size, note, curve=points), reached is not None

@@ -37,13 +37,7 @@ class Population:
     def of(cls, workload: Workload, data: Sequence[PersonData], most: int | None) -> Population:
         """All persons in ``data``, or the first ``most`` of each site."""
         whole = (Persons.join([site.train, site.holdout]) for site in data)
-        return cls(workload, tuple(taken(p, np.arange(len(p)) < (most or len(p))) for p in whole))
-
-
-def taken(persons: Persons, keep: NDArray[np.bool_]) -> Persons:
-    """Those of ``persons`` for whom ``keep`` bool[P] is true."""
-    ids = tuple(i for i, kept in zip(persons.ids, keep, strict=True) if kept)
-    return Persons(persons.x[keep], persons.y[keep], persons.mask[keep], ids)
+        return cls(workload, tuple(p.take(np.arange(len(p)) < (most or len(p))) for p in whole))
 
 
 def private(workload: Workload, sites: Sequence[PersonData], plan: Plan, csprng: Csprng) -> Arrays:
@@ -77,14 +71,14 @@ def shadow_models(
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Confidences float64[models, N] and members bool[models, N], each person in by a fair coin."""
     everybody = population.everybody
-    nobody = taken(everybody, np.zeros(len(everybody), np.bool_))
+    nobody = everybody.take(np.zeros(len(everybody), np.bool_))
     ends = np.cumsum([len(site) for site in population.sites])[:-1]
     found, members = [], []
     for number in range(models):
         inside = coins(len(everybody), csprng)
         parts = np.split(inside, ends)
         sites = [
-            PersonData(taken(site, keep), nobody)
+            PersonData(site.take(keep), nobody)
             for site, keep in zip(population.sites, parts, strict=True)
         ]
         model = train(population.workload, sites, plan, csprng.child("model"))

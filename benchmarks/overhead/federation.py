@@ -12,7 +12,7 @@ from fedflow.crypto.identity import Identity, PublicKey
 from fedflow.exchange import open_exchange
 from fedflow.learning.first_model import first_model
 from fedflow.learning.plan import Plan, load_plan
-from fedflow.learning.trivial import DATA_FILE, workload, write_site
+from fedflow.learning.trivial import DATA_FILE, write_site
 from fedflow.site.config import init_site
 from fedflow.site.policy import template
 from fedflow.wire.membership import FederationRoster, Member, Role
@@ -81,12 +81,12 @@ class Federation:
         )
 
 
-def build(folder: Path, sites: int, rounds: int, relay: str = "") -> Federation:
+def build(folder: Path, sites: int, plan: Plan, relay: str = "") -> Federation:
     """Make it in ``folder``, with a folder or the ``relay`` at that URL as the exchange.
 
-    No round exhausts a budget.
+    Sites have the rows of ``trivial``. No round of a plan like its own exhausts a budget.
     """
-    plan, exchange = plan_of(rounds), relay or str(folder / "exchange")
+    exchange = relay or str(folder / "exchange")
     authority = Identity.generate()
     key = init_coordinator(folder / "coordinator", exchange=exchange, authority=authority.public)
     keys = {}
@@ -95,7 +95,7 @@ def build(folder: Path, sites: int, rounds: int, relay: str = "") -> Federation:
         policy = template(
             authority=authority.public.hex(),
             coordinators=[key.public.hex()],
-            workload=workload.name,
+            workload=plan.plan.workload,
             dataset="rows",
             path=DATA_FILE,
             epsilon=50.0,

@@ -13,15 +13,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from fedflow.exchange import open_exchange
 from fedflow.privacy.ledger import Ledger
 from fedflow.site.config import open_site
 from fedflow.site.round import SiteServices
 from fedflow.site.session import Session
-from fedflow.site.trainer import load, perform
+from fedflow.site.trainer import Trained, load, perform
 
 
 class InProcess:
@@ -39,11 +36,11 @@ class InProcess:
         model: bytes = b"",
         own: bytes = b"",
         **about: Any,
-    ) -> npt.NDArray[Any]:
-        """The vector of one request."""
+    ) -> Trained:
+        """What one request gives."""
         request = {"task": task, "data": str(data), "plan": plan.decode(), "own": len(own), **about}
         self._loaded = self._loaded or load(about["workload"], str(data))
-        return np.asarray(perform(request, model + own, self._loaded))
+        return perform(request, model + own, self._loaded)
 
 
 async def _never(number: int, phase: str) -> None:

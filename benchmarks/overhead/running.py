@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 
 from benchmarks.figures import WrongResult
-from benchmarks.overhead.federation import JOB, Federation, build
+from benchmarks.overhead.federation import JOB, Federation, build, plan_of
 from fedflow.demo.processes import Processes
 from fedflow.learning.first_model import first_model
 from fedflow.learning.trivial import DATA_FILE, workload
@@ -72,7 +72,7 @@ def run(sites: int, rounds: int, server: str = "sqlite", exchange: str = "folder
     with tempfile.TemporaryDirectory(prefix="ff-") as name:
         folder = Path(name)
         relay = f"http://127.0.0.1:{free_port()}" if exchange == "relay" else ""
-        federation = build(folder, sites, rounds, relay)
+        federation = build(folder, sites, plan_of(rounds), relay)
         processes = Processes(folder / "logs")
         try:
             if relay:

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.data.fetch import SOURCES, DataMissing
-from benchmarks.figures import Report, Row, add_form_options, machine, say, show
+from benchmarks.data.fetch import SOURCES
+from benchmarks.figures import Report, machine, show
+from benchmarks.parts import Parts, add_part_options, rows_of, status_of
 from benchmarks.utility.anchors import anchor_rows
 from benchmarks.utility.effect import effect_rows
 from benchmarks.utility.grid import EPSILONS, TASKS, grid_rows
 from benchmarks.utility.plot import drawn
 from benchmarks.utility.rates import save, tune
-from benchmarks.utility.report import Amount
-from fedflow.errors import Aborted, Refusal, Violation
 
 LIBRARIES = ("numpy", "torch", "opacus", "dp-accounting")
-PARTS: Mapping[str, Callable[[Amount], Iterator[Row]]] = {
-    "grid": grid_rows,
-    "effect": effect_rows,
-    "anchors": anchor_rows,
-}
+PARTS: Parts = {"grid": grid_rows, "effect": effect_rows, "anchors": anchor_rows}
 
 ABOUT = """What privacy costs in score: DP-SGD on pooled data, summed noise, local noise, each site
 alone, and no privacy, on RAND HIE, Boston housing and MNIST."""
@@ -48,11 +43,9 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--only", choices=tuple(PARTS), action="append", help="one part; repeatable")
-    made.add_argument("--quick", action="store_true", help="few rounds and seeds, fewer images")
+    add_part_options(made, PARTS, "few rounds and seeds, fewer images")
     made.add_argument("--tune", action="store_true", help="choose the learning rates anew")
     made.add_argument("--plot", type=Path, metavar="FILE", help="also draw the grid, as SVG")
-    add_form_options(made)
     return made
 
 
@@ -61,22 +54,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     chosen = parser().parse_args(given)
     report = Report(" ".join(["python -m benchmarks.utility", *given]), machine(LIBRARIES))
-    try:
+
+    def work() -> None:
         for source in SOURCES.values():
             for inside in source.files:
                 source.path(Path(inside).name)
         if chosen.tune:
             save(tune(TASKS, EPSILONS))
-            return 0
-        for part, rows in PARTS.items():
-            if not chosen.only or part in chosen.only:
-                report.add(rows(Amount(chosen.quick)))
-    except (DataMissing, Refusal) as unable:
-        say(f"no figures: {unable}")
-        return 2
-    except (Aborted, Violation) as failed:
-        say(f"no figures, a training failed: {failed}")
-        return 1
+        else:
+            report.add(rows_of(PARTS, chosen))
+
+    if (status := status_of(work)) or chosen.tune:
+        return status
     if chosen.plot:
         chosen.plot.write_text(drawn(report.rows), encoding="utf-8")
     show(report, chosen)

@@ -24,7 +24,7 @@ from benchmarks.data.fetch import MNIST
 from benchmarks.data.mnist import Digits, load_mnist
 from benchmarks.figures import Row, say
 from benchmarks.utility.report import Amount, interval
-from benchmarks.utility.settings import Setting, deal, pixels, shuffled, take
+from benchmarks.utility.settings import Setting, deal, pixels, shuffled
 from benchmarks.utility.training import federation, generator, noise_of, score
 from benchmarks.utility.workloads import Cnn, Linear, rows
 from fedflow.learning.workload import Persons, Workload
@@ -86,7 +86,7 @@ def setting_of(anchor: Anchor, seed: int, amount: Amount) -> Setting:
     return Setting(
         name=f"mnist_{anchor}",
         workload=functools.partial(_workload, anchor, seed, train.x.shape[2]),
-        sites=deal(take(train, shuffled(len(train), seed)), SITES),
+        sites=deal(train.take(shuffled(len(train), seed)), SITES),
         test=test,
         score=f"accuracy, {recipe.about}",
         unit="record",

@@ -77,7 +77,7 @@ def mnist(sites: int, seed: int, *, images: int = IMAGES, rounds: int = 200) -> 
     return Setting(
         name=f"mnist_n{sites}",
         workload=_softmax,
-        sites=deal(take(train, chosen), sites),
+        sites=deal(train.take(chosen), sites),
         test=test,
         score="accuracy of softmax regression",
         unit="record",
@@ -140,9 +140,9 @@ def validating(setting: Setting) -> Setting:
     """
     if setting.name.startswith("mnist"):
         train, _ = _digits()
-        return replace(setting, test=take(train, np.arange(len(train) - VALIDATION, len(train))))
-    kept = tuple(take(site, np.arange(len(site)) % 4 != 0) for site in setting.sites)
-    out = Persons.join([take(site, np.arange(len(site)) % 4 == 0) for site in setting.sites])
+        return replace(setting, test=train.take(np.arange(len(train) - VALIDATION, len(train))))
+    kept = tuple(site.take(np.arange(len(site)) % 4 != 0) for site in setting.sites)
+    out = Persons.join([site.take(np.arange(len(site)) % 4 == 0) for site in setting.sites])
     return replace(setting, sites=kept, test=out)
 
 
@@ -153,18 +153,7 @@ def shuffled(count: int, seed: int) -> NDArray[np.int64]:
 
 def deal(persons: Persons, sites: int) -> tuple[Persons, ...]:
     """``persons`` to so many sites, in turn."""
-    return tuple(take(persons, np.arange(i, len(persons), sites)) for i in range(sites))
-
-
-def take(persons: Persons, where: NDArray[np.bool_] | NDArray[np.int64]) -> Persons:
-    """Some of the persons, by mask or number."""
-    numbers = np.arange(len(persons))[where]
-    return Persons(
-        persons.x[numbers],
-        persons.y[numbers],
-        persons.mask[numbers],
-        tuple(persons.ids[i] for i in numbers),
-    )
+    return tuple(persons.take(np.arange(i, len(persons), sites)) for i in range(sites))
 
 
 @functools.cache

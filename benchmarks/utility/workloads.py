@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.utils import skip_init
 
-from benchmarks.data.mnist import SIDE
-from fedflow.crypto.csprng import Csprng
 from fedflow.learning import randhie
 from fedflow.learning.evaluation import model_scores, score_of_rows
 from fedflow.learning.model_file import Arrays
 from fedflow.learning.plan_sections import EvaluationSection
+from fedflow.learning.public_weights import public_model
 from fedflow.learning.workload import PersonData, Persons, Workload
+from fedflow.workloads.image import TanhCnn
 
 DIGITS = 10
 
@@ -62,44 +61,15 @@ class Linear(Classifier):
         return copy.deepcopy(self._model)
 
 
-class TanhCnn(torch.nn.Module):
-    """Two convolutions and two linear layers with tanh, 26,010 parameters: [B, R, 784] to [.., 10].
-
-    The network of Papernot et al., "Tempered sigmoid activations for deep learning with
-    differential privacy" (AAAI 2021): bounded activations keep gradients below the clipping norm.
-    """
-
-    def __init__(self, csprng: Csprng) -> None:
-        super().__init__()
-        self.first = skip_init(torch.nn.Conv2d, 1, 16, 8, stride=2, padding=2)  # type: ignore[no-untyped-call]
-        self.second = skip_init(torch.nn.Conv2d, 16, 32, 4, stride=2)  # type: ignore[no-untyped-call]
-        self.third = skip_init(torch.nn.Linear, 512, 32)  # type: ignore[no-untyped-call]
-        self.last = skip_init(torch.nn.Linear, 32, DIGITS)  # type: ignore[no-untyped-call]
-        with torch.no_grad():
-            for layer in (self.first, self.second, self.third, self.last):
-                bound = 1.0 / math.sqrt(layer.weight[0].numel())
-                for parameter in (layer.weight, layer.bias):
-                    drawn = 2.0 * csprng.uniform(parameter.numel()) - 1.0
-                    parameter.copy_(torch.from_numpy(bound * drawn).view_as(parameter))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        pool = torch.nn.functional.max_pool2d
-        planes = x.reshape(-1, 1, SIDE, SIDE)
-        planes = pool(torch.tanh(self.first(planes)), 2, 1)
-        planes = pool(torch.tanh(self.second(planes)), 2, 1)
-        scores: torch.Tensor = self.last(torch.tanh(self.third(planes.flatten(1))))
-        return scores.view(*x.shape[:-1], DIGITS)
-
-
 class Cnn(Classifier):
-    """:class:`TanhCnn` from public initial weights that follow from ``seed``."""
+    """:class:`~fedflow.workloads.image.TanhCnn` from weights that follow from ``seed``."""
 
     def __init__(self, name: str, reference_persons: int, seed: int = 0) -> None:
         super().__init__(name, reference_persons)
         self.seed = seed
 
     def build_model(self) -> torch.nn.Module:
-        return TanhCnn(Csprng.from_seed(self.seed.to_bytes(32, "big")))
+        return public_model(TanhCnn, self.seed)
 
 
 class Regression(Scored):
@@ -137,9 +107,7 @@ def points(workload: Workload, test: Persons, arrays: Arrays) -> float:
     """The score of a model: accuracy in per cent, 100 times the AUC, or 100 times R squared."""
     judged = None
     if isinstance(workload, randhie.RandHie):
-        judged: EvaluationSection | None = EvaluationSection(
-            every=1, metric="auc", bins=10, noise_multiplier=1.0
-        )
+        judged = EvaluationSection(every=1, metric="auc", bins=10, noise_multiplier=1.0)
     elif isinstance(workload, Classifier):
         judged = EvaluationSection(every=1, metric="accuracy", noise_multiplier=1.0)
     scores, y = model_scores(workload, arrays, test), torch.from_numpy(test.y)

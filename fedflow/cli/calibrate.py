@@ -72,11 +72,14 @@ def calibrate(
         spare = Dataset.model_fields["spare_rounds"].default if fixed else 0
     rounds = loaded.plan.rounds
     train = Spending(max(loaded.trainings(rounds), 1), budget, trials, spare)
-    scored = dataclasses.replace(train, releases=evaluations(loaded, rounds))
+    scores = evaluations(loaded, rounds)
+    scored = dataclasses.replace(train, releases=max(scores, 1))
     held_out = epsilon if evaluation_epsilon is None else evaluation_epsilon
-    found = {"evaluation": least_noise(evaluation_event(loaded), scored, held_out, accounting)}
+    found: dict[str, Calibrated] = {}
     if rounds:  # a plan that only scores adds no noise to training
-        found = {"privacy": least_noise(training_event(loaded), train, epsilon, accounting)} | found
+        found["privacy"] = least_noise(training_event(loaded), train, epsilon, accounting)
+    if scores:  # and one that only describes data is not scored
+        found["evaluation"] = least_noise(evaluation_event(loaded), scored, held_out, accounting)
     changes: Changes = {
         (section, "noise_multiplier"): each.noise_multiplier for section, each in found.items()
     }
@@ -97,7 +100,7 @@ def calibrate(
             "trials": trials,
             "spare": spare,
             "training": dataclasses.asdict(found["privacy"]) if rounds else None,
-            "evaluation": dataclasses.asdict(found["evaluation"]),
+            "evaluation": dataclasses.asdict(found["evaluation"]) if scores else None,
             "toml": _toml(changes),
             "written": write,
         }

@@ -12,6 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fedflow.cli.learned import show_learned
 from fedflow.coordinator.settings import open_coordinator
 from fedflow.errors import InputError, Refusal
 from fedflow.federation.authority import DAY, AuthorityFolder, changing, open_authority
@@ -28,10 +29,15 @@ from fedflow.learning.metrics import METRICS
 from fedflow.learning.model_file import model_digest
 from fedflow.learning.plan import load_plan
 from fedflow.report import words
+from fedflow.report.spread import newest_spread, spread_lines
+from fedflow.settings_file import read_text
 
 app = typer.Typer(help="Make jobs, publish them, see how they stand.", no_args_is_help=True)
 Coordinator = Annotated[Path, typer.Option("--coordinator", help="The coordinator's folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print facts for machines.")]
+app.command("learned", epilog="Example: fedflow job learned spring-1 --coordinator ./coordinator")(
+    show_learned
+)
 
 
 @app.command(
@@ -189,8 +195,9 @@ def show(
     if missing:
         console.print(f"not joined yet: {', '.join(missing)}", soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    label = METRICS[one.metric].label
-    for heading in ("round", "sites", "without", label, "seconds", "sent per site"):
+    personal = any(record.personalised is not None for record in one.records)
+    scores = [METRICS[one.metric].label, *(["personalised"] if personal else [])]
+    for heading in ("round", "sites", "without", *scores, "seconds", "sent per site"):
         table.add_column(heading, justify="left" if heading == "without" else "right")
     for record in one.records:
         without = [*record.refused, *record.dropped, *record.absent]
@@ -199,12 +206,58 @@ def show(
             str(len(record.sites)),
             ", ".join(without),
             "" if record.score is None else f"{record.score:.3f}",
+            *([] if not personal else [words.auc(record.personalised)]),
             f"{record.seconds:.1f}",
             words.size(record.bytes_per_site),
         )
     if one.records:
         console.print(table)
+    if lines := spread_lines(newest_spread([record.facts() for record in one.records])):
+        console.print(f"sites by their own {METRICS[one.metric].label}", *lines, sep="\n")
     console.print(f"model {one.model}", soft_wrap=True)
+
+
+@app.command(
+    epilog="Example: fedflow job preprocessing columns-1 --coordinator ./coordinator"
+    " --plan plan.toml -o prepared.toml"
+)
+def preprocessing(
+    job: Annotated[str, typer.Argument(help="A finished job that describes data.")],
+    coordinator: Coordinator,
+    plan: Annotated[
+        Path | None, typer.Option(help="A plan to put the section into; it stays as it is.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A new file, instead of the terminal.")
+    ] = None,
+) -> None:
+    """The [preprocessing] section that follows from a job's noised statistics.
+
+    It costs nothing: what was opened is public, and paid for.
+    """
+    from fedflow.federation.described import described  # torch: seconds that --help need not wait
+
+    opened = open_coordinator(coordinator)
+    try:
+        text = described(opened.exchange, job, opened.authority).toml()
+    except OSError as error:
+        raise _down(error) from None
+    if plan is not None:
+        before = read_text(plan)
+        if load_plan(plan).is_prepared:
+            raise InputError(
+                "there is such a section already", where=str(plan), field="preprocessing"
+            )
+        text = f"{before.rstrip()}\n\n{text}"
+    if output is None:
+        typer.echo(text, nl=False)
+        return
+    if output.exists():
+        raise InputError("is there already; choose a new file", where=str(output))
+    output.write_text(text, "utf-8")
+    if plan is not None:
+        load_plan(output)
+    Console().print(f"wrote {output}", soft_wrap=True)
 
 
 def _trained(authority: AuthorityFolder, named: str | None, job: str | None) -> bytes:

@@ -14,6 +14,7 @@ from fedflow.cli.grouping import Grouping
 from fedflow.cli.plan_tables import (
     advice,
     assumption,
+    counted,
     evaluation_table,
     exposure_facts,
     remarks,
@@ -93,6 +94,7 @@ def check(
             "groups": grouping.facts() if grouping else None,
             "rounds": [vars(row) for row in cost.rows],
             "exposure": exposure_facts(seen),
+            "counted": counted(loaded, sites),
             "overflow": proof,
         }
         typer.echo(json.dumps(facts))
@@ -126,7 +128,10 @@ def check(
     console.print(assumption(loaded))
     if trains:
         console.print(training_table(loaded, cost, seen))
-    console.print(evaluation_table(loaded, cost, seen))
+    if not loaded.is_describing:
+        console.print(evaluation_table(loaded, cost, seen))
+    for sentence in counted(loaded, sites):
+        console.print(sentence)
     console.print(remarks(loaded, sites), style="dim")
 
 

@@ -10,6 +10,12 @@ from rich import box
 from rich.table import Table
 
 from fedflow.learning.plan import Plan
+from fedflow.learning.scoring import (
+    fairness_between,
+    fairness_noise,
+    sensitivity,
+    unit_weight,
+)
 from fedflow.privacy.exposure import ADJACENCIES, COLLUDING, EVERYONE, TRUSTS, ExposureRow
 from fedflow.privacy.plan_cost import PlanCost
 
@@ -64,6 +70,31 @@ def advice(plan: Plan, survivors: int) -> str:
         f"with so many sites a sum opens only for {survivors} or more, but noise in shares is sized"
         f" for {minimum}: with cohort.minimum = {survivors} the same ε takes {factor:.2f} of it"
     )
+
+
+def counted(plan: Plan, sites: int) -> list[str]:
+    """What an evaluation counts beside the global model's score, and what that does to it."""
+    said, scored = [], plan.evaluation
+    if scored.personalised:
+        said.append(
+            "evaluations count held-out units by each site's own model too, at no further ε"
+        )
+    if bins := scored.fairness_bins:
+        (low, high), error = fairness_between(plan), fairness_noise(plan, sites)
+        said.append(
+            f"evaluations count sites by their own score, in {bins} bins from {low:g} to {high:g}:"
+            f" a bin holds {sites / bins:.1f} of {sites} sites on average, and noise of"
+            f" ± {error:.1f} sites"
+            + (
+                "; that tells nothing: it takes more sites and a larger cohort.minimum"
+                if error * bins > sites
+                else ""
+            )
+        )
+    if said:
+        factor = sensitivity(plan) / unit_weight(plan)
+        said.append(f"for this all counts have {factor:.2f} times the noise, at the same ε")
+    return said
 
 
 def remarks(plan: Plan, sites: int) -> str:

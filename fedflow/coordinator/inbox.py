@@ -49,9 +49,11 @@ class Inbox:
         job: Job,
         order: Order,
         server: SecAggServer,
+        expected: set[int],
         notify: Callable[[str, int], None],
     ) -> None:
         self._exchange, self._job, self._order = exchange, job, order
+        self._expected = expected
         self._server, self._notify = server, notify
         self._bits = job.plan.bits(Kind(order.kind))
         self._limit = layout.leg_limit(len(job.roster))
@@ -232,32 +234,40 @@ class Inbox:
         """How many sites have answered a leg."""
         return sum(at == leg for at, _ in self.taken)
 
-    def busy(self) -> set[int]:
-        """Sites that still train for a later round, as far as is known."""
-        return {s for s, f in self.answers.items() if f.done() and f.result().code == "busy"}
+    def resting(self, site: int) -> SiteAnswer | None:
+        """How a site rests that nothing is to be had from now; None for one that does not.
 
-    def drop_the_silent(self, expected: set[int], *, busy: bool = False) -> None:
-        """Settle every site that sent no masked update in time, and those that were not asked.
-
-        With ``busy`` a silent one is taken to train for a later round.
+        It was not asked. Or rounds are asynchronous, it is expected and has not answered at all:
+        then it is taken to train for a later round.
         """
+        if str(site) not in self._asked:
+            return SiteAnswer("resting", "not-invited", "not asked this time")
+        heard = ("advert", site) in self.taken or site in self.declined or site in self._blamed
+        if self._job.plan.is_asynchronous and site in self._expected and not heard:
+            return SiteAnswer("resting", "busy", "still training")
+        return None
+
+    def drop_the_silent(self) -> None:
+        """Settle every site that sent no masked update in time: it rests, or is dropped."""
+        late = SiteAnswer("dropped", "dropped", "no masked update before the deadline")
+        absent = SiteAnswer("dropped", "absent", "not present")
         for site in self.answers:
-            if str(site) not in self._asked:
-                self.settle(site, SiteAnswer("resting", "not-invited", "not asked this time"))
-            elif busy and site in expected and ("advert", site) not in self.taken:
-                self.settle(site, SiteAnswer("resting", "busy", "still training"))
-            elif site not in expected and ("advert", site) not in self.taken:
-                self.settle(site, SiteAnswer("dropped", "absent", "not present"))
-            else:
-                reason = "no masked update before the deadline"
-                self.settle(site, SiteAnswer("dropped", "dropped", reason))
+            came = site in self._expected or ("advert", site) in self.taken
+            self.settle(site, self.resting(site) or (late if came else absent))
+
+    def abort(self) -> None:
+        """Settle every site that has no answer when the round ends without a sum."""
+        aborted = SiteAnswer("dropped", "round-aborted", "the round was aborted")
+        for site in self.answers:
+            self.settle(site, self.resting(site) or aborted)
 
     def still_there(self) -> set[int]:
-        """Sites to wait for in the next order: in this sum, or refused just this order."""
+        """Sites to wait for in the next order: in this sum, resting, or refused just this order."""
         in_sum = set(self._server.survivors) or {s for leg, s in self.taken if leg == "advert"}
+        resting = {site for site in self._expected if self.resting(site)}
         stopped = {site for site, d in self.declined.items() if d.code == STOPPED}
         staying = set(self.declined) - self.left_the_job() - stopped
-        return (in_sum - set(self.declined) - self._blamed) | staying
+        return (in_sum - set(self.declined) - self._blamed) | resting | staying
 
     def left_the_job(self) -> set[int]:
         """Sites whose refusal of this order ended their part in the job."""

@@ -18,7 +18,7 @@ from fedflow.errors import Misuse
 from fedflow.history import State
 from fedflow.learning.metrics import verdict
 from fedflow.learning.plan import Plan
-from fedflow.learning.scoring import score_of
+from fedflow.learning.scoring import fairness_between, scores_of
 from fedflow.secagg.quantise import decode_integers
 
 
@@ -29,8 +29,10 @@ class RoundRecord:
     ``dropped`` sites were lost within the round; ``recovered`` are those of them whose masks had to
     be recovered; ``absent`` sites were not there when it began, and ``resting`` ones not asked, or
     not ready in an asynchronous round. ``rebuilt`` says that the coordinator that ran the round
-    died, and the record was made from what it had published: times and bytes are not known. A
-    record is ``finished`` when the round's evaluation, if the plan has one, came to an end.
+    died, and the record was made from what it had published: times and bytes are not known.
+    ``fairness`` counts sites by their score: ``sites`` in each bin ``between`` two scores, with
+    ``stderr``. A record is ``finished`` when the evaluation of the round, if any, came to an
+    end.
     """
 
     number: int
@@ -45,6 +47,9 @@ class RoundRecord:
     metric: str = "auc"
     score: float | None = None
     score_stderr: float | None = None
+    personalised: float | None = None
+    personalised_stderr: float | None = None
+    fairness: dict[str, Any] = field(default_factory=dict)
     bytes: dict[str, int] = field(default_factory=dict)
     attempts: int = 1
     aborted: bool = False
@@ -75,7 +80,16 @@ class RoundRecord:
     def scored(self, plan: Plan, total: NDArray[np.uint32], sites: int) -> None:
         """Take in the opened sum of the round's evaluation over so many sites."""
         self.metric = plan.evaluation.metric
-        self.score, self.score_stderr = score_of(decode_integers(total), plan, sites)
+        found = scores_of(decode_integers(total), plan, sites)
+        self.score, self.score_stderr = found.score, found.stderr
+        self.personalised = found.personalised
+        self.personalised_stderr = found.personalised_stderr
+        if found.fairness:
+            self.fairness = {
+                "between": list(fairness_between(plan)),
+                "sites": list(found.fairness),
+                "stderr": found.fairness_stderr,
+            }
 
     @property
     def bytes_per_site(self) -> float | None:
@@ -86,7 +100,10 @@ class RoundRecord:
     @property
     def verdict(self) -> str:
         """The score as a person reads it: ``AUC 0.701 ± 0.012``; empty without one."""
-        return "" if self.score is None else verdict(self.metric, self.score, self.score_stderr)
+        if self.score is None:
+            return ""
+        own = self.personalised, self.personalised_stderr
+        return verdict(self.metric, self.score, self.score_stderr, *own)
 
     def facts(self) -> dict[str, Any]:
         """As plain values, for the event log and the report."""

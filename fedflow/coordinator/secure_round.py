@@ -69,7 +69,7 @@ class SecureRound:
             bits=self._bits,
             check_position=self._left_out.check,
         )
-        self._inbox = Inbox(coordinator.exchange, job, order, self._server, notify)
+        self._inbox = Inbox(coordinator.exchange, job, order, self._server, self._expected, notify)
 
     @property
     def answers(self) -> dict[int, asyncio.Future[SiteAnswer]]:
@@ -87,9 +87,7 @@ class SecureRound:
         try:
             return await self._legs()
         except BaseException:
-            for site in self.answers:
-                aborted = SiteAnswer("dropped", "round-aborted", "the round was aborted")
-                self._inbox.settle(site, aborted)
+            self._inbox.abort()
             raise
         finally:
             self._left_out.believe(self._inbox.declined.values())
@@ -110,7 +108,7 @@ class SecureRound:
         self._notify("delivery", -1)
         left = wait.round_seconds - (time.monotonic() - inbox.started)
         await self._collect("masked", server.missing(), max(left, wait.leg_seconds))
-        inbox.drop_the_silent(self._expected, busy=self._asynchronous)
+        inbox.drop_the_silent()
         await self._down("survivors", server.close_masked())
         await self._collect("signed", server.missing(), wait.leg_seconds)
         await self._down("consistency", server.close_signatures())
@@ -134,13 +132,9 @@ class SecureRound:
         In asynchronous rounds a site comes when it has trained.
         """
         plan = self._job.plan
-        if not self._asynchronous:
+        if not plan.is_asynchronous:
             return plan.deadlines.leg_seconds, None
         return plan.deadlines.round_seconds, plan.strategy.buffer
-
-    @property
-    def _asynchronous(self) -> bool:
-        return self._job.plan.is_asynchronous
 
     async def _collect(
         self, leg: str, wanted: Iterable[int], seconds: float, enough: int | None = None
@@ -177,8 +171,8 @@ class SecureRound:
         return sealed
 
     def still_there(self) -> set[int]:
-        """Sites to wait for in the next order: in this sum, refused just this one, or busy."""
-        return self._inbox.still_there() | (self._expected & self._inbox.busy())
+        """Sites to wait for in the next order: in this sum, resting, or refused just this one."""
+        return self._inbox.still_there()
 
     def left_the_job(self) -> set[int]:
         """Sites whose refusal of this order ended their part in the job."""

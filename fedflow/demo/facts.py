@@ -16,11 +16,12 @@ from fedflow.demo.world import DATASET, World
 from fedflow.errors import Misuse
 from fedflow.exchange import layout
 from fedflow.learning import baselines
-from fedflow.learning.evaluation import exact_score
+from fedflow.learning.evaluation import exact_score_of_sites
 from fedflow.learning.first_model import plan_spec
-from fedflow.learning.model_file import decode_model
+from fedflow.learning.model_file import Arrays, decode_model
 from fedflow.learning.plan import Plan
 from fedflow.learning.server_state import state_spec
+from fedflow.learning.site_state import personal_model, read_kept, site_model
 from fedflow.learning.workload import PersonData, Workload, find_workload
 from fedflow.privacy.accounting import FixedOrderFilter
 from fedflow.privacy.entries import Opened
@@ -48,7 +49,8 @@ def collect_facts(world: World, plan: Plan) -> dict[str, Any]:
             "cpus": os.cpu_count(),
         },
     }
-    facts |= _scores(world, runner, workload, plan, data)
+    if not plan.is_describing:
+        facts |= _scores(world, runner, workload, plan, data)
     return facts | _budgets(world, plan, facts["rounds"])
 
 
@@ -59,20 +61,37 @@ def _scores(
     plan: Plan,
     data: dict[str, PersonData],
 ) -> dict[str, Any]:
-    """Exact AUC of the global model and of the baselines on all held-out persons."""
+    """Exact AUC of the global model, of the sites' own and of the baselines, on all held-out."""
     model = world.coordinator.exchange.get(layout.blob(world.job.id, runner.model_digest))
     if model is None:
         raise Misuse("the final model is not in the exchange")
     state = decode_model(model, state_spec(plan_spec(workload, plan), plan))
     (world.folder / "model.safetensors").write_bytes(model)
     reference = baselines.compute(workload, data, plan, Csprng.from_os())
+    held_out = {label: data[label].holdout for label in world.labels}
+    kept = {label: read_kept(_kept(world, label), workload, plan) for label in world.labels}
+    judged = {label: site_model(workload, state, kept[label], plan) for label in world.labels}
+    if plan.is_method:
+        judged = dict.fromkeys(world.labels, state)
+    own = {label: personal_model(judged[label], kept[label], plan) for label in world.labels}
+
+    def score(models: dict[str, Arrays]) -> float:
+        parts = [(held_out[label], models[label]) for label in world.labels]
+        return exact_score_of_sites(workload, parts, plan)
+
     return {
-        "auc_global": exact_score(workload, baselines.pooled_holdout(data), state, plan),
+        "auc_global": score(judged),
+        "auc_personalised": score(own) if plan.evaluation.personalised else None,
         "auc_alone": reference.alone,
         "auc_alone_mean": reference.alone_mean,
         "auc_pooled": reference.pooled,
         "auc_federated_no_privacy": reference.federated,
     }
+
+
+def _kept(world: World, label: str) -> bytes:
+    path = world.site(label) / "kept" / f"{world.job.id}.safetensors"
+    return path.read_bytes() if path.exists() else b""
 
 
 def _budgets(world: World, plan: Plan, rounds: list[dict[str, Any]]) -> dict[str, Any]:

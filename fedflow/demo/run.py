@@ -100,9 +100,11 @@ class Demo:
         for label in world.labels:
             self._start_worker(world, server, processes, label)
         environment = os.environ | server.environment()
+        describes = self._options.plan.strategy.name == "moments"
+        flow = "flows.analytics" if describes else "flows.training"
         processes.start(
             "coordinator",
-            ["-m", "flows.training", world.job.id, "--coordinator", str(world.coordinator.path)],
+            ["-m", flow, world.job.id, "--coordinator", str(world.coordinator.path)],
             dict(environment),
         )
         watch.stage("waiting for the sites to join")

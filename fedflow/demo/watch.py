@@ -122,7 +122,8 @@ def _round_line(event: dict[str, Any]) -> str:
     total = len(event["sites"]) + sum(len(sites) for sites in gone)
     line = f"round {event['number']:>2} · {len(event['sites'])} of {total} sites"
     if event["score"] is not None:
-        line += f" · {verdict(event['metric'], event['score'], event['score_stderr'])}"
+        own = event["personalised"], event["personalised_stderr"]
+        line += f" · {verdict(event['metric'], event['score'], event['score_stderr'], *own)}"
     line += f" · {event['seconds']:.1f} s"
     for label in event["dropped"]:
         recovered = ", its masks recovered" if label in event["recovered"] else ""

@@ -23,8 +23,20 @@ _DIGEST = re.compile("[0-9a-f]{64}")
 
 
 def scoring_plan(plan: Plan) -> Plan:
-    """``plan`` without training rounds: what a model of it is scored by."""
-    return plan.model_copy(update={"plan": plan.plan.model_copy(update={"rounds": 0})})
+    """``plan`` without training rounds: what a model of it is scored by.
+
+    Sites keep nothing for a job in which they do not train, so there are no models of their own to
+    be scored. Refusal ``local-layers`` where that leaves the model in part.
+    """
+    if plan.training.local_layers:
+        raise Refusal(
+            "local-layers",
+            "the model is in part at the sites (training.local_layers): it can only be scored in"
+            " the job that trains it",
+        )
+    evaluation = plan.evaluation.model_copy(update={"personalised": False})
+    described = plan.plan.model_copy(update={"rounds": 0})
+    return plan.model_copy(update={"plan": described, "evaluation": evaluation})
 
 
 def final_model(exchange: Exchange, job: str, authority: PublicKey) -> bytes:

@@ -3,7 +3,7 @@
 None of this is private and none of it runs in a federation. All use the plan's model, optimiser,
 learning rate, sampling and number of steps, and all are judged by the exact score on the held-out
 persons of all sites together. Every baseline is given its best round, chosen on those same persons:
-that flatters the baselines, never the model they are compared with.
+that flatters the baselines, never the model they are compared with. No layer stays at a site.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from fedflow.learning.methods import method_of
 from fedflow.learning.metrics import METRICS
 from fedflow.learning.model_file import Arrays, ModelSpec, flatten, unflatten
 from fedflow.learning.plan import Plan
+from fedflow.learning.preprocessing import prepared_data
 from fedflow.learning.server_state import initial_state, parameters, state_spec
 from fedflow.learning.strategy import step_along
 from fedflow.learning.workload import PersonData, Persons, Workload, units_of
@@ -84,7 +85,11 @@ def federated(
 def _best(
     workload: Workload, parts: Sequence[PersonData], test: Persons, plan: Plan, csprng: Csprng
 ) -> float:
+    plan = plan.model_copy(
+        update={"training": plan.training.model_copy(update={"local_layers": ()})}
+    )
     initial = plan_model(workload, plan)
+    parts = [prepared_data(part, plan, workload) for part in parts]
     spec = state_spec(ModelSpec.of(initial), plan)
     vector, best = flatten(initial_state(initial, plan)), None
     metric = METRICS[plan.evaluation.metric]

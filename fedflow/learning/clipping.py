@@ -92,6 +92,11 @@ class Clipper:
         self.dimension = at
 
     @property
+    def parameters(self) -> list[Parameter]:
+        """What is trained, in the order of the flat sum."""
+        return list(self._slices)
+
+    @property
     def method(self) -> Method | None:
         """The method in use; None before the first batch."""
         return self._engine.method if self._engine else None

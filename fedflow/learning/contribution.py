@@ -6,6 +6,8 @@ masked; with noise in shares it is the integers themselves, noised on the grid o
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,13 +21,22 @@ from fedflow.learning.methods import Method, method_of, unit_batches
 from fedflow.learning.model_file import Arrays
 from fedflow.learning.objective import objective
 from fedflow.learning.plan import Plan
+from fedflow.learning.preprocessing import prepared_data
 from fedflow.learning.server_state import clipping_norm_of, parameters, rounds_done
-from fedflow.learning.site_state import correction
+from fedflow.learning.site_state import after_round, correction, parted, site_model
 from fedflow.learning.sparse import Places, sent_places
 from fedflow.learning.summed_noise import clipped, noisy_steps, unit_sensitivity, with_bit
+from fedflow.learning.update_coding import UpdateCoding
 from fedflow.learning.workload import PersonData, Persons, Workload, model_with, units_of
 from fedflow.privacy.noise import poisson_mask
 from fedflow.wire.messages import Kind
+
+
+class Made(NamedTuple):
+    """A site's ``vector`` for a round, and what it keeps once that is in a sum, if anything."""
+
+    vector: NDArray[np.float32] | NDArray[np.int64]
+    own: Arrays | None
 
 
 def contribution(
@@ -39,28 +50,54 @@ def contribution(
     value_range: float,
     csprng: Csprng,
     own: Arrays | None = None,
-) -> NDArray[np.float32] | NDArray[np.int64]:
+) -> Made:
     """A site's vector for a round of ``kind``, with all the noise that this site adds.
 
     ``state`` holds the tensors of the model file (:mod:`fedflow.learning.server_state`); ``sites``
     are those in the roster and ``value_range`` is the round's; ``own`` is what the site kept
-    (:mod:`fedflow.learning.site_state`). Training gives float32[k] with local
-    noise, int64[k] grid steps with noise in shares (int64[k + 1] with adaptive clipping), where k
-    is d or, in a sparse update, the number of coordinates that are sent;
-    evaluation int64, the counts of :mod:`~fedflow.learning.metrics`. Its cost is the plan's
-    :func:`~fedflow.privacy.plan_cost.training_event` or ``evaluation_event``. Aborted and Refusal
-    as :func:`train_private` and :func:`noisy_steps`.
+    (:mod:`fedflow.learning.site_state`). Training gives float32[k] with local noise, int64[k] grid
+    steps with noise in shares (int64[k + 1] with adaptive clipping), where k is d or, in a sparse
+    update, the number of coordinates that are sent, and what the site is to keep; evaluation
+    int64, what :mod:`~fedflow.learning.evaluation` counts. Its cost is the plan's
+    :func:`~fedflow.privacy.plan_cost.training_event` or ``evaluation_event``. ``data`` are as the
+    workload loads them: they are :func:`prepared_data` here. Aborted and Refusal as that,
+    :func:`train_private` and :func:`noisy_steps`.
     """
-    arrays = parameters(state)
+    data = prepared_data(data, plan, workload)
     if kind is Kind.EVALUATE:
-        return noisy_counts(workload, data, state, plan, csprng)
-    steering = correction(state, own)
-    places = sent_places(plan, _dimension(arrays), rounds_done(state))
+        return Made(noisy_counts(workload, data, state, plan, csprng, own=own), None)
+    layers: Arrays = {}
+    vector: NDArray[np.float32] | NDArray[np.int64]
+    places = sent_places(plan, _dimension(parameters(state)), rounds_done(state))
     if plan.privacy.mechanism == "local":
+        model, steering = site_model(workload, state, own, plan), correction(state, own)
         change = train_private(
-            workload, data, arrays, plan, csprng, correction=steering, places=places
+            workload, data, model, plan, csprng, correction=steering, places=places
         )
-        return change if places is None else change[places]
+        vector, layers = parted(change, model, plan)
+    else:
+        coding = plan.coding(sites, value_range)
+        vector = _with_share(workload, data, state, own, plan, coding, csprng, places)
+    kept = after_round(
+        state, own, vector, plan, sites=sites, value_range=value_range, layers=layers
+    )
+    if places is not None and plan.privacy.mechanism == "local":
+        vector = vector[places]  # the others rest: of them there is nothing to send
+    return Made(vector, kept)
+
+
+def _with_share(
+    workload: Workload,
+    data: PersonData,
+    state: Arrays,
+    own: Arrays | None,
+    plan: Plan,
+    coding: UpdateCoding,
+    csprng: Csprng,
+    places: Places | None,
+) -> NDArray[np.int64]:
+    """What a site computed, in steps of the round's grid, with its share of the noise."""
+    arrays = parameters(state)
     norm = clipping_norm_of(state, plan)
     method = method_of(plan)
     if method is not None:
@@ -70,12 +107,11 @@ def contribution(
         values = summed_gradient(workload, data, arrays, plan, norm, csprng.child("sampling"))
         values = values if places is None else values[places]
     else:
-        sampling = csprng.child("sampling")
+        sampling, steering = csprng.child("sampling"), correction(state, own)
         values = clipped_update(
             workload, data, arrays, plan, norm, sampling, correction=steering, places=places
         )
     sensitivity = unit_sensitivity(plan, norm, workload.reference_persons)
-    coding = plan.coding(sites, value_range)
     return noisy_steps(values, plan, coding, sensitivity, csprng.child("noise"))
 
 
@@ -98,9 +134,7 @@ def _sampled(data: PersonData, plan: Plan, csprng: Csprng) -> Persons:
     units, rate = units_of(data.train, plan.privacy.unit), plan.privacy.sample_rate
     if rate == 1.0:
         return units
-    chosen = poisson_mask(len(units), rate, csprng)
-    ids = tuple(i for i, taken in zip(units.ids, chosen, strict=True) if taken)
-    return Persons(units.x[chosen], units.y[chosen], units.mask[chosen], ids)
+    return units.take(poisson_mask(len(units), rate, csprng))
 
 
 def summed_gradient(

@@ -28,6 +28,7 @@ from fedflow.crypto.csprng import Csprng
 from fedflow.errors import Aborted
 from fedflow.learning.batches import poisson_batches, unit_losses
 from fedflow.learning.clipping import Clipper
+from fedflow.learning.local_layers import is_local
 from fedflow.learning.model_file import Arrays, flatten
 from fedflow.learning.objective import objective
 from fedflow.learning.plan import Plan
@@ -54,12 +55,15 @@ def train_private(
 ) -> NDArray[np.float32]:
     """The change of the model, float32[d], after the plan's private local steps on ``data.train``.
 
-    ``correction`` float64[d] is added to every step's gradient (SCAFFOLD's c - c_i). With
-    ``places`` only these coordinates change (:mod:`fedflow.learning.sparse`).
+    ``arrays`` has all that is trained, local layers too, and the change is of all of it, in the
+    order of names. ``correction`` is added to every step's gradient of what travels (SCAFFOLD's
+    c - c_i), float64 of that size. With ``places`` only these coordinates of what travels change
+    (:mod:`fedflow.learning.sparse`).
 
     Its cost is ``plan.local_steps`` Poisson-subsampled Gaussian events at the plan's rate and
-    noise. ``arrays`` is not changed. Aborted "diverged" when the result is not finite (a fact about
-    noised steps only); Refusal as :class:`~fedflow.learning.clipping.Clipper` raises it.
+    noise, for all that is computed from the noised steps. ``arrays`` is not changed. Aborted
+    "diverged" when the result is not finite (a fact about noised steps only); Refusal as
+    :class:`~fedflow.learning.clipping.Clipper` raises it.
     """
     privacy, workload = plan.privacy, objective(workload, plan)
     model = model_with(workload, arrays)
@@ -121,7 +125,8 @@ class Steering:
     FedProx (Li et al., MLSys 2020): ``mu (w - w_global)``, as of a loss ``mu/2 |w - w_global|²``.
     SCAFFOLD (Karimireddy et al., ICML 2020): the constant ``c - c_i``. A sparse update: nothing is
     left of the gradient of coordinates that are not in ``places``. ``model`` is to hold the global
-    model when this is made.
+    model when this is made. Layers that stay at the site are left to themselves: they have
+    no global model to be pulled to.
     """
 
     def __init__(
@@ -132,11 +137,12 @@ class Steering:
         places: Places | None = None,
     ) -> None:
         self._proximal = plan.training.proximal
-        self._anchors = {p: p.detach().clone() for _, p in trained_parameters(model)}
+        shared = [p for name, p in trained_parameters(model) if not is_local(name, plan)]
+        self._anchors = {p: p.detach().clone() for p in shared}
         self._corrections: dict[torch.Tensor, torch.Tensor] = {}
         self._resting: dict[torch.Tensor, torch.Tensor] = {}
         at = 0
-        for _, parameter in trained_parameters(model):
+        for parameter in shared:
             end = at + parameter.numel()
             if correction is not None:
                 part = torch.from_numpy(correction[at:end]).view_as(parameter)

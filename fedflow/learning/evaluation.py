@@ -1,4 +1,4 @@
-"""Scores the global model on held-out persons through noised, summed counts.
+"""Scores models on held-out persons through noised, summed counts.
 
 Every site counts its held-out persons on an integer grid, by label and score bin or as wrong and
 right (:mod:`fedflow.learning.metrics`). What is protected as a whole carries the same total weight:
@@ -7,11 +7,16 @@ with unit "person" each person, however many rows they have, shared equally by t
 
 Each site adds its share of discrete Gaussian noise; only the sum over sites
 is ever opened, and the score is computed from it. Shares are sized so that the honest sites of the
-smallest allowed sum together add the plan's noise: variance (noise_multiplier * GRID)^2 / (minimum
-- colluders) each. (Distributed discrete Gaussian: Kairouz, Liu and Steinke, ICML 2021.)
+smallest allowed sum together add the plan's noise (:mod:`fedflow.learning.scoring`).
+
+A plan may have two more things counted in the same sum. Held-out persons once more, by the site's
+own model: what personalisation gains is told of all sites together, of none alone. And sites, by
+the score of the global model on their own persons: how alike it serves them.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -24,11 +29,17 @@ from fedflow.learning.methods import method_of
 from fedflow.learning.model_file import Arrays
 from fedflow.learning.plan import Plan
 from fedflow.learning.plan_sections import EvaluationSection
-from fedflow.learning.scoring import GRID, SITE_GRID, noise_share_stddev
+from fedflow.learning.preprocessing import prepared
+from fedflow.learning.scoring import (
+    fairness_between,
+    fairness_weight,
+    noise_share_stddev,
+    unit_weight,
+)
 from fedflow.learning.server_state import parameters
+from fedflow.learning.site_state import personal_model, site_model
 from fedflow.learning.workload import PersonData, Persons, Workload, model_with, units_of
 from fedflow.privacy.noise import discrete_gaussian
-from fedflow.wire.messages import Kind
 
 #: Persons in one forward pass; memory only.
 _AT_ONCE = 1024
@@ -39,12 +50,13 @@ def score_counts(
 ) -> NDArray[np.int64]:
     """What ``persons`` put in the sum of :mod:`fedflow.learning.metrics`, int64[n] in grid units.
 
+    They are prepared already. ``state`` has all parameters of the model, a site's own layers too.
     Not private by itself; see :func:`noisy_counts`.
     """
     persons = units_of(persons, plan.privacy.unit)
     scores, target = _judged(workload, persons, state, plan)
-    weights = _row_weights(persons.mask, plan.privacy.unit)[persons.mask]
-    out = np.zeros(plan.vector_length(Kind.EVALUATE, 0), np.int64)
+    weights = _row_weights(persons.mask, plan)[persons.mask]
+    out = np.zeros(plan.score_length, np.int64)
     if plan.evaluation.metric == "auc":
         bins = len(out) // 2
         low, high = workload.score_range
@@ -60,20 +72,71 @@ def score_counts(
 
 
 def noisy_counts(
-    workload: Workload, data: PersonData, state: Arrays, plan: Plan, csprng: Csprng
+    workload: Workload,
+    data: PersonData,
+    state: Arrays,
+    plan: Plan,
+    csprng: Csprng,
+    *,
+    own: Arrays | None = None,
 ) -> NDArray[np.int64]:
-    """:func:`score_counts` of the held-out persons plus this site's share of noise, int64."""
-    counts = score_counts(workload, data.holdout, state, plan)
+    """All that one site puts in the sum of an evaluation, with its share of noise: int64.
+
+    :func:`score_counts` of the held-out persons by the global model, then by the site's own, then
+    :func:`fairness_counts`, as far as the plan has them. ``state`` holds the tensors of the model
+    file, ``own`` what the site kept: of persons it trained on, noised values only.
+    """
+    judged = site_model(workload, state, own, plan) if plan.keeps_at_sites else state
+    parts = [score_counts(workload, data.holdout, judged, plan)]
+    if plan.evaluation.personalised:
+        personal = personal_model(judged, own, plan)
+        parts.append(score_counts(workload, data.holdout, personal, plan))
+    if plan.evaluation.fairness_bins is not None:
+        parts.append(fairness_counts(workload, data.holdout, judged, plan))
+    counts = np.concatenate(parts)
     return counts + discrete_gaussian(noise_share_stddev(plan), counts.size, csprng)
+
+
+def fairness_counts(
+    workload: Workload, persons: Persons, state: Arrays, plan: Plan
+) -> NDArray[np.int64]:
+    """The site's weight in the bin of its own exact score, int64[K]; nothing without persons.
+
+    They are prepared already.
+    """
+    bins = plan.evaluation.fairness_bins or 0
+    out = np.zeros(bins, np.int64)
+    if len(persons):
+        low, high = fairness_between(plan)
+        share = (_exact(workload, [(persons, state)], plan) - low) / (high - low)
+        out[int(np.clip(np.floor(share * bins), 0, bins - 1))] = fairness_weight(plan)
+    return out
 
 
 def exact_score(workload: Workload, persons: Persons, state: Arrays, plan: Plan) -> float:
     """The metric of ``[evaluation]`` over all rows, without bins or noise.
 
-    Every person weighs the same. Not private: baselines only.
+    Every person weighs the same. ``persons`` as the workload loads them. Not private by itself.
     """
-    scores, target = _judged(workload, persons, state, plan)
-    return score_of_rows(scores, target, persons.mask, plan.evaluation)
+    return exact_score_of_sites(workload, [(persons, state)], plan)
+
+
+def exact_score_of_sites(
+    workload: Workload, sites: Sequence[tuple[Persons, Arrays]], plan: Plan
+) -> float:
+    """:func:`exact_score` over the persons of all ``sites`` together, each by its own model."""
+    ready = [(prepared(persons, plan, workload), state) for persons, state in sites]
+    return _exact(workload, ready, plan)
+
+
+def _exact(workload: Workload, sites: Sequence[tuple[Persons, Arrays]], plan: Plan) -> float:
+    judged = [_judged(workload, persons, state, plan) for persons, state in sites]
+    return score_of_rows(
+        torch.cat([scores for scores, _ in judged]),
+        np.concatenate([target for _, target in judged]),
+        np.concatenate([persons.mask for persons, _ in sites]),
+        plan.evaluation,
+    )
 
 
 def score_of_rows(
@@ -155,12 +218,13 @@ def _fitting(fits: bool, metric: str, what: str) -> None:
         )
 
 
-def _row_weights(mask: NDArray[np.bool_], unit: str) -> NDArray[np.int64]:
+def _row_weights(mask: NDArray[np.bool_], plan: Plan) -> NDArray[np.int64]:
     """int64[P, R]: what each row counts. A unit's rows sum to exactly its total weight."""
-    units = np.full((len(mask), 1), GRID)
-    if unit == "site" and len(mask):
-        units[:] = SITE_GRID // len(mask)
-        units[: SITE_GRID % len(mask)] += 1
+    whole = unit_weight(plan)
+    units = np.full((len(mask), 1), whole)
+    if plan.privacy.unit == "site" and len(mask):
+        units[:] = whole // len(mask)
+        units[: whole % len(mask)] += 1
     counts = np.maximum(mask.sum(axis=1, keepdims=True), 1)
     rank = np.cumsum(mask, axis=1) - 1
     weights = units // counts + (rank < units % counts)

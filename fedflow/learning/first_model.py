@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from fedflow.learning.local_layers import split_layers
 from fedflow.learning.methods import SUMS, method_of
 from fedflow.learning.model_file import Arrays, ModelSpec, encode_model
 from fedflow.learning.plan import Plan
+from fedflow.learning.preprocessing import check_section
 from fedflow.learning.server_state import initial_state, state_spec
 from fedflow.learning.workload import Workload, find_workload, initial_model
 
@@ -31,11 +33,16 @@ def first_model(plan: Plan) -> FirstModel:
 
 
 def plan_model(workload: Workload, plan: Plan) -> Arrays:
-    """The public tensors that a job starts from, without memory: a model's weights, or sums."""
+    """The public tensors that a job starts from, without memory: a model's weights, or sums.
+
+    Layers that stay at the sites are not among them. Refusal when the plan does not suit the
+    workload.
+    """
+    check_section(workload, plan)
     method = method_of(plan)
     if method is not None:
         return {SUMS: method.first_sums(workload, plan)}
-    return initial_model(workload)
+    return split_layers(initial_model(workload), plan)[0]
 
 
 def plan_spec(workload: Workload, plan: Plan) -> ModelSpec:

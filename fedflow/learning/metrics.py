@@ -71,9 +71,18 @@ def _mse(total: _Sum, stddev: float) -> tuple[float, float]:
     return _share(lost, kept, stddev) if lost + kept > 0 else (1.0, 1.0)
 
 
-def verdict(metric: str, score: float, stderr: float | None) -> str:
-    """A score as a person reads it: ``AUC 0.701 ± 0.012``."""
-    return f"{METRICS[metric].label} {score:.3f} ± {stderr or 0.0:.3f}"
+def verdict(
+    metric: str,
+    score: float,
+    stderr: float | None,
+    personalised: float | None = None,
+    personalised_stderr: float | None = None,
+) -> str:
+    """A score as a person reads it: ``AUC 0.701 ± 0.012, personalised 0.723 ± 0.012``."""
+    said = f"{METRICS[metric].label} {score:.3f} ± {stderr or 0.0:.3f}"
+    if personalised is None:
+        return said
+    return f"{said}, personalised {personalised:.3f} ± {personalised_stderr or 0.0:.3f}"
 
 
 METRICS: dict[str, Metric] = {

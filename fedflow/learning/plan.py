@@ -24,6 +24,7 @@ from fedflow.learning.plan_sections import (
     MethodSection,
     ParticipationSection,
     PlanSection,
+    PreprocessingSection,
     PrivacySection,
     Section,
     SecureAggregationSection,
@@ -53,6 +54,7 @@ class Plan(Section):
     participation: ParticipationSection = ParticipationSection()
     strategy: StrategySection
     method: MethodSection = MethodSection()
+    preprocessing: PreprocessingSection = PreprocessingSection()
     training: TrainingSection
     privacy: PrivacySection
     evaluation: EvaluationSection = _NEVER_SCORED
@@ -107,10 +109,11 @@ class Plan(Section):
 
         A training round has one more than it sends of the model: the last is the site's weight.
         With adaptive clipping the one before it says whether the site's update was within the
-        clipping norm.
+        clipping norm. An evaluation has the counts of one model or two, and the sites by score.
         """
         if kind is Kind.EVALUATE:
-            return 2 * (self.evaluation.bins or 1)
+            models = 1 + self.evaluation.personalised
+            return models * self.score_length + (self.evaluation.fairness_bins or 0)
         return self.sent(model_dimension) + 1 + (self.privacy.clipping_quantile is not None)
 
     def sent(self, model_dimension: int) -> int:
@@ -132,6 +135,11 @@ class Plan(Section):
     def smallest_sum(self, sites: int) -> int:
         """How many of ``sites`` the smallest training round asks, if all of them are there."""
         return sites // self.cycle
+
+    @property
+    def score_length(self) -> int:
+        """Coordinates that one model's score takes in an evaluation's sum."""
+        return 2 * (self.evaluation.bins or 1)
 
     @property
     def local_steps(self) -> int:
@@ -163,6 +171,11 @@ class Plan(Section):
         return self.strategy.name in DESCRIBING
 
     @property
+    def is_prepared(self) -> bool:
+        """Whether ``[preprocessing]`` is there."""
+        return bool(self.preprocessing.columns)
+
+    @property
     def is_scored(self) -> bool:
         """Whether ``[evaluation]`` is there."""
         return self.evaluation != _NEVER_SCORED
@@ -180,7 +193,8 @@ class Plan(Section):
     @property
     def keeps_at_sites(self) -> bool:
         """Whether sites keep something from round to round (:mod:`fedflow.learning.site_state`)."""
-        return self.strategy.name == "scaffold"
+        own = bool(self.training.local_layers) or self.evaluation.personalised
+        return own or self.strategy.name == "scaffold"
 
     def is_evaluated(self, number: int) -> bool:
         """Whether the model is scored after round ``number`` (1 is the first); the last always."""

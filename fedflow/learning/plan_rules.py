@@ -12,12 +12,12 @@ MOST_STEPS = 10_000
 #: What each method needs under [method], and what it may have beside.
 _SIZES: dict[str, tuple[set[str], set[str]]] = {
     "gbdt": ({"trees", "depth"}, {"bins", "ridge"}),
-    "forest": ({"trees", "depth"}, {"bins"}),
+    "forest": ({"trees", "depth"}, {"bins", "ridge"}),
     "kmeans": ({"clusters"}, set()),
     "linear": (set(), {"ridge"}),
     "prototypes": ({"clusters", "neighbours"}, set()),
     "histogram": ({"bins"}, set()),
-    "moments": (set(), set()),
+    "moments": ({"bins"}, set()),
 }
 
 
@@ -39,6 +39,8 @@ def misfits(plan: Plan) -> Iterator[str]:
     if plan.is_describing == plan.is_scored:
         problem = "only describes data: leave out" if plan.is_describing else "needs"
         yield f'strategy.name "{strategy.name}" {problem} [evaluation]'
+    if plan.is_describing and plan.is_prepared:
+        yield f'strategy.name "{strategy.name}" describes data as they are: no [preprocessing]'
     if (strategy.name == "fedsgd" or plan.is_method) != (mechanism == "summed"):
         yield f'strategy.name "{strategy.name}" does not go with privacy.mechanism "{mechanism}"'
     needed, allowed = _SIZES.get(strategy.name, (set(), set()))
@@ -47,13 +49,15 @@ def misfits(plan: Plan) -> Iterator[str]:
         yield f'method.{name} is missing for strategy.name "{strategy.name}"'
     for name in sorted(given - needed - allowed):
         yield f'method.{name} is not for strategy.name "{strategy.name}"'
-    yield from _misfits_of_losses(plan)
-    yield from _misfits_of_groups(plan)
+    yield from _of_losses(plan)
+    yield from _of_groups(plan)
     if plan.secure_aggregation.density < 1 and strategy.name not in ("fedavg", "fedsgd"):
         yield (
             f'strategy.name "{strategy.name}" needs all coordinates in every round: leave out'
             " secure_aggregation.density"
         )
+    if strategy.name in ("gbdt", "forest"):
+        yield from _of_trees(plan)
     if mechanism == "summed":
         if plan.local_steps != 1:
             yield 'with privacy.mechanism "summed" a round is one step: training.local_steps is 1'
@@ -87,6 +91,15 @@ def misfits(plan: Plan) -> Iterator[str]:
             yield "strategy.buffer is at least cohort.minimum: each buffer is a sum of its own"
         if plan.participation.fraction < 1:
             yield 'with strategy.name "fedbuff" sites come when they are ready: no fraction'
+    at_sites = {
+        "training.local_layers": bool(training.local_layers),
+        "evaluation.personalised": plan.evaluation.personalised,
+    }
+    for name in (name for name, wanted in at_sites.items() if wanted):
+        if mechanism != "local":
+            yield f'{name} needs privacy.mechanism "local": else what a site keeps lacks its noise'
+        if plan.plan.rounds == 0:
+            yield f"{name} needs training: plan.rounds is 0"
     if strategy.name == "scaffold":
         if (training.optimizer, training.momentum) != ("sgd", 0.0):
             yield 'strategy.name "scaffold" needs training.optimizer "sgd" without momentum'
@@ -94,7 +107,7 @@ def misfits(plan: Plan) -> Iterator[str]:
             yield 'with strategy.name "scaffold" strategy.weighting is "uniform"'
 
 
-def _misfits_of_losses(plan: Plan) -> Iterator[str]:
+def _of_losses(plan: Plan) -> Iterator[str]:
     weights, training = plan.training.class_weights, plan.training
     if len(weights) == 1:
         yield "training.class_weights has a number for each class, two at least"
@@ -108,7 +121,7 @@ def _misfits_of_losses(plan: Plan) -> Iterator[str]:
             yield f'training.{name} needs a loss, and strategy.name "{plan.strategy.name}" has none'
 
 
-def _misfits_of_groups(plan: Plan) -> Iterator[str]:
+def _of_groups(plan: Plan) -> Iterator[str]:
     groups, asked = plan.participation.groups, plan.participation
     if groups is None:
         return
@@ -125,3 +138,18 @@ def _misfits_of_groups(plan: Plan) -> Iterator[str]:
         )
     if plan.privacy.clipping_quantile is not None:
         yield "with participation.groups no privacy.clipping_quantile: wrong sites would move it"
+
+
+def _of_trees(plan: Plan) -> Iterator[str]:
+    strategy, trees, rounds = plan.strategy, plan.method.trees, plan.plan.rounds
+    if trees is not None and rounds and trees % rounds:
+        yield f"method.trees {trees} are not the same number in each of plan.rounds {rounds}"
+    if strategy.server_optimizer != "sgd":
+        yield f'strategy.name "{strategy.name}" has no other server_optimizer than "sgd"'
+    if strategy.name == "forest" and strategy.server_momentum:
+        yield 'strategy.server_momentum is not for strategy.name "forest"'
+    if strategy.name == "forest" and rounds == 1 and strategy.server_learning_rate != 1.0:
+        yield (
+            'with strategy.name "forest" in one round leaves say what their people are: leave out'
+            " strategy.server_learning_rate"
+        )

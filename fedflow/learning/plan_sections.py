@@ -119,7 +119,8 @@ class StrategySection(Section):
         default=1.0,
         gt=0,
         le=1_000,
-        description="factor on the mean; 1 is plain averaging of updates; of gbdt: shrinkage",
+        description="factor on the mean; 1 is plain averaging of updates; of gbdt: on the mean of"
+        " a round's trees",
     )
     weighting: Literal["uniform", "declared"] = Field(
         default="uniform",
@@ -149,7 +150,11 @@ class MethodSection(Section):
     trees: int | None = Field(default=None, ge=1, le=2_000, description="of gbdt, forest: in all")
     depth: int | None = Field(default=None, ge=1, le=10, description="of gbdt, forest: of a tree")
     bins: int | None = Field(
-        default=None, ge=2, le=1_024, description="of histogram, gbdt, forest: per feature"
+        default=None,
+        ge=2,
+        le=1_024,
+        description="of histogram, moments: per feature; of gbdt, forest: that trees divide"
+        " between, where the workload's cuts are not to be used",
     )
     clusters: int | None = Field(
         default=None, ge=2, le=10_000, description="of kmeans, prototypes: how many"
@@ -158,7 +163,34 @@ class MethodSection(Section):
         default=None, ge=1, le=1_000, description="of prototypes: that a prediction is the mean of"
     )
     ridge: float | None = Field(
-        default=None, ge=0, le=1e9, description="of linear, gbdt: pull to zero, in units of people"
+        default=None, ge=0, le=1e9, description="of linear, gbdt, forest: pull to zero, in people"
+    )
+
+
+class ColumnSection(Section):
+    """One of ``preprocessing.columns``: what becomes of one column at every site."""
+
+    name: str = Field(min_length=1, max_length=63, description="of the workload's column")
+    fill: float = Field(description="what a missing value becomes, in the column's own unit")
+    centre: float = Field(default=0.0, description="taken off; not of a category")
+    scale: float = Field(default=1.0, gt=0, description="divided by; not of a category")
+    keep: tuple[int, ...] | None = Field(
+        default=None, max_length=65_536, description='codes that do not become "other"; or all'
+    )
+
+
+class PreprocessingSection(Section):
+    """``[preprocessing]``: one imputer and scaler for all sites; `fedflow.learning.preprocessing`.
+
+    Numbers that describe data are a release: they come from a describing job, or from what the
+    columns mean.
+    """
+
+    clamp: float = Field(
+        default=5.0, gt=0, le=1_000, description="scaled numbers stay within plus or minus this"
+    )
+    columns: tuple[ColumnSection, ...] = Field(
+        default=(), max_length=4_096, description="every column of the workload, in order"
     )
 
 
@@ -189,6 +221,11 @@ class TrainingSection(Section):
         gt=0,
         le=1,
         description="q of the generalised cross entropy, which bounds what a wrong label does",
+    )
+    local_layers: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.*?-]{1,200}$")], ...] = Field(
+        default=(),
+        max_length=64,
+        description='patterns of parameters that each site keeps to itself, such as "head.*"',
     )
     max_physical_batch: int = Field(
         default=512, ge=1, le=65_536, description="units worked on at once; memory, not privacy"
@@ -249,6 +286,25 @@ class EvaluationSection(Section):
     noise_multiplier: float = Field(
         gt=0, le=1_000_000, description="noise of the opened sum divided by one person's weight"
     )
+    personalised: bool = Field(
+        default=False,
+        description="held-out units also count by each site's own model, after its last training",
+    )
+    fairness_bins: int | None = Field(
+        default=None, ge=2, le=100, description="bins that sites are counted in, by their own score"
+    )
+    fairness_between: tuple[float, float] | None = Field(
+        default=None, description="scores between which the bins are; all scores that make sense"
+    )
+
+    @model_validator(mode="after")
+    def _between(self) -> Self:
+        if self.fairness_between is not None:
+            if self.fairness_bins is None:
+                raise ValueError("fairness_between is for fairness_bins")
+            if not self.fairness_between[0] < self.fairness_between[1]:
+                raise ValueError("fairness_between is two scores, the smaller one first")
+        return self
 
 
 class StoppingSection(Section):

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedflow.learning.randhie_cuts import AGE_CUTS, CUTS
 from fedflow.learning.table import Table
 from fedflow.learning.workload import PersonData, group_by_person
 
@@ -51,7 +52,13 @@ NUMERIC: dict[str, tuple[float, float]] = {
 }
 AGE_KNOTS = (0.0, 2.0, 6.0, 12.0, 18.0, 25.0, 35.0, 45.0, 55.0, 65.0)
 AGE_KNOTS_FEMALE = (12.0, 18.0, 25.0, 35.0, 45.0, 65.0)
-FEATURES = len(NUMERIC) + 2 + len(AGE_KNOTS) + len(AGE_KNOTS_FEMALE) - 2
+NAMES = (
+    *NUMERIC,
+    *("coins over 0", "first year"),
+    *(f"age {knot:.0f}" for knot in AGE_KNOTS),
+    *(f"female, age {knot:.0f}" for knot in AGE_KNOTS_FEMALE[1:-1]),
+)
+FEATURES = len(NAMES)
 
 
 def _hats(values: NDArray[np.float64], knots: tuple[float, ...]) -> list[NDArray[np.float64]]:
@@ -97,11 +104,30 @@ class RandHie:
     """The workload ``randhie``."""
 
     name = "randhie"
+    dataset = "randhie"  # decides who is held out, also for other workloads on these rows
     unit_column = "zper"
     reference_persons = 800
     features = FEATURES
+    feature_names = NAMES
     bounds = (-3.0, 3.0)
+    target_bounds = (0.0, 1.0)
+    classes = 2
     score_range = (0.4, 0.95)  # visits are common: about two person-years in three have one
+
+    cuts = (
+        *(
+            tuple((cut - centre) / scale for cut in CUTS[column])
+            for column, (centre, scale) in NUMERIC.items()
+        ),
+        AGE_CUTS,
+    )
+
+    def tree_features(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What trees divide by ``cuts``: the numeric columns, and age in years from its curve."""
+        first = len(NUMERIC) + 2
+        knots = np.array(AGE_KNOTS, np.float32)
+        age = (x[..., first : first + len(AGE_KNOTS)] * knots).sum(axis=-1, keepdims=True)
+        return np.concatenate([x[..., : len(NUMERIC)], age], axis=-1)
 
     def build_model(self) -> torch.nn.Module:
         """A logistic regression with zero weights."""
@@ -115,7 +141,7 @@ class RandHie:
             features(table),
             table.numbers(LABEL, choices=(0.0, 1.0)).astype(np.float32),
             table.identifiers(self.unit_column),
-            dataset=self.name,
+            dataset=self.dataset,
             max_rows=MAX_ROWS,
             where=table.where,
         )

@@ -76,15 +76,25 @@ class Table:
             raise self._bad(values.index(""), column, "is empty", "an identifier in every row")
         return values
 
+    def texts(self, column: str, *, may_miss: bool) -> list[str]:
+        """The column as text without surrounding blanks; empty cells only with ``may_miss``."""
+        values = [value.strip() for value in self._columns[column]]
+        if "" in values and not may_miss:
+            raise self._bad(values.index(""), column, "is empty", "a value in every row")
+        return values
+
     def numbers(
         self,
         column: str,
         *,
         missing: float | None = None,
         choices: Collection[float] | None = None,
+        bounds: tuple[float, float] | None = None,
     ) -> NDArray[np.float64]:
         """The column as float64[N]. An empty cell becomes ``missing``, or is refused without it."""
         allowed = f"one of {sorted(choices)}" if choices else "a finite number"
+        if bounds is not None:
+            allowed = f"a number from {bounds[0]:g} to {bounds[1]:g}"
         out = np.empty(len(self.lines))
         for row, text in enumerate(self._columns[column]):
             if missing is not None and not text.strip():
@@ -94,7 +104,8 @@ class Table:
                 out[row] = float(text if "_" not in text else "")  # Python takes 1_000, we do not
             except ValueError:
                 raise self._bad(row, column, f"{text[:40]!r} is not a number", allowed) from None
-            if not math.isfinite(out[row]) or (choices and out[row] not in choices):
+            outside = bounds is not None and not bounds[0] <= out[row] <= bounds[1]
+            if not math.isfinite(out[row]) or outside or (choices and out[row] not in choices):
                 raise self._bad(row, column, f"{text[:40]!r} cannot be used", allowed)
         return out
 

@@ -30,7 +30,10 @@ class Trivial:
     reference_persons = 100
     score_range = (0.0, 1.0)
     features = len(COLUMNS) + 1
+    feature_names = (*COLUMNS, "one")
     bounds = (-1.0, 1.0)
+    target_bounds = (0.0, 1.0)
+    classes = 2
 
     def build_model(self) -> torch.nn.Module:
         """Three weights and an intercept, all zero."""

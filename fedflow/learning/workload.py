@@ -44,6 +44,12 @@ class Persons:
     def __repr__(self) -> str:
         return "Persons(<private>)"
 
+    def take(self, which: NDArray[np.bool_] | NDArray[np.int64] | Sequence[int] | slice) -> Persons:
+        """Some of them, by mask, by number or as a slice, in that order."""
+        numbers = np.arange(len(self))[which]
+        ids = tuple(self.ids[number] for number in numbers)
+        return Persons(self.x[which], self.y[which], self.mask[which], ids)
+
     @classmethod
     def join(cls, parts: Sequence[Persons]) -> Persons:
         """Several groups of persons as one, in order. All have the same R and F."""
@@ -88,7 +94,11 @@ class Workload(Protocol):
     #: Persons a typical site has. Divides the noisy sum of gradients at every site alike, so that
     #: learning rates keep their usual scale and no site's size enters its update.
     reference_persons: int
-    # For methods without a gradient it has ``features``, an int, and ``bounds``: they lie between.
+    # For methods without a gradient it has ``features``, an int, and ``bounds``: they lie between;
+    # for regression ``target_bounds``; where the target is a class its number of ``classes``; for
+    # people ``feature_names``, one for each feature.
+    # Trees divide at public ``cuts``: of each feature ascending values, maybe none; or of each that
+    # ``tree_features(x)`` makes of ``x``, float [P, R, F] to [P, R, V].
     # Where features are tokens 0 to n - 1 a workload also has an int attribute ``vocabulary`` = n.
     #: Predicted probabilities between these two are told apart by metric "auc".
     score_range: tuple[float, float]
@@ -107,11 +117,16 @@ class Workload(Protocol):
         """Loss per row, [B, R], from the model's ``scores`` and ``y`` as in :class:`Persons`."""
 
 
+def installed_workloads() -> list[str]:
+    """The names of all installed workloads."""
+    return sorted(metadata.entry_points(group=ENTRY_POINTS).names)
+
+
 def find_workload(name: str) -> Workload:
     """The installed workload of this name; Refusal "unknown-workload" when there is not one."""
     found = [e for e in metadata.entry_points(group=ENTRY_POINTS) if e.name == name]
     if len(found) != 1:
-        known = ", ".join(sorted(metadata.entry_points(group=ENTRY_POINTS).names)) or "none"
+        known = ", ".join(installed_workloads()) or "none"
         what = "is not installed here" if not found else "is installed more than once"
         raise Refusal("unknown-workload", f"workload {name!r} {what} (installed: {known})")
     workload = found[0].load()
@@ -170,14 +185,14 @@ def group_by_person(
 ) -> PersonData:
     """Rows to padded persons, split into train and holdout.
 
-    ``x`` float32[N, F], ``y`` float32[N], ``ids`` N person ids. InputError when there are no rows,
-    a person has more than ``max_rows`` rows, labels are all of one class, or nobody is left to
-    train on.
+    ``x`` float32[N, F], ``y`` float32[N] or [N, ..], ``ids`` N person ids. InputError when there
+    are no rows, a person has more than ``max_rows`` rows, labels are all of one class, or nobody
+    is left to train on.
     """
     if not len(ids):
         raise InputError("the file has no rows", where=where)
     if y.min() == y.max():
-        raise InputError(f"every row has label {y[0]:g}: nothing can be learned", where=where)
+        raise InputError(f"every row has label {y.flat[0]:g}: nothing can be learned", where=where)
     rows: dict[str, list[int]] = {}
     for row, person in enumerate(ids):
         rows.setdefault(person, []).append(row)
@@ -202,7 +217,7 @@ def _padded(
 ) -> Persons:
     shape = (len(persons), max_rows)
     out_x = np.zeros((*shape, x.shape[1]), np.float32)
-    out_y, mask = np.zeros(shape, np.float32), np.zeros(shape, np.bool_)
+    out_y, mask = np.zeros((*shape, *y.shape[1:]), np.float32), np.zeros(shape, np.bool_)
     for at, (_, rows) in enumerate(persons):
         out_x[at, : len(rows)], out_y[at, : len(rows)] = x[rows], y[rows]
         mask[at, : len(rows)] = True

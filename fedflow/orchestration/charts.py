@@ -52,6 +52,28 @@ def bars_chart(title: str, rows: Sequence[tuple[str, Sequence[float]]], names: l
     return _page(62 + 26 * len(rows) + 16, parts)
 
 
+def columns_chart(title: str, rows: Sequence[tuple[str, float, Sequence[float]]]) -> str:
+    """One line per column: the share of missing values, and a box from quantile to quantile.
+
+    A row is a label, that share, and three places from 0 to 1 on the column's public range (low,
+    middle, high), or none.
+    """
+    parts = [_text(16, 22, title, 15, INK, weight="600")]
+    parts.append(_text(190, 46, "missing", 12, MUTED))
+    parts.append(_text(400, 46, "1 %, 50 % and 99 % of the rest, on the public range", 12, MUTED))
+    for i, (label, missing, places) in enumerate(rows):
+        y = 62 + 26 * i
+        parts.append(_text(180, y + 14, label, 12, INK, anchor="end"))
+        parts.append(_rect(190, y, 130 * min(missing, 1.0), 18, WARM))
+        parts.append(_text(196 + 130 * min(missing, 1.0), y + 14, f"{missing:.1%}", 12, MUTED))
+        if places:
+            low, middle, high = (400 + 340 * min(max(place, 0.0), 1.0) for place in places)
+            parts.append(_line(400, y + 9, 740, y + 9, GRID))
+            parts.append(_rect(low, y + 3, max(high - low, 1.0), 12, SOFT))
+            parts.append(_line(middle, y, middle, y + 18, ACCENT, 2))
+    return _page(62 + 26 * len(rows) + 16, parts)
+
+
 def thinned(records: Sequence[RoundRecord]) -> list[RoundRecord]:
     """At most a few hundred of the rounds, evenly spread; scored ones and the last are kept."""
     if len(records) <= _MOST_POINTS:

@@ -62,6 +62,8 @@ async def announce_round(job: Job, record: RoundRecord) -> None:
     if record.score is not None:
         payload |= {"metric": record.metric, "score": record.score}
         payload["score_stderr"] = record.score_stderr
+        if record.personalised is not None:
+            payload["personalised"] = record.personalised
     tell(ROUND_COMPLETED, job_resource(job.id), payload)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from fedflow.coordinator.job import Job
 from fedflow.coordinator.records import RoundRecord
 from fedflow.report import words
+from fedflow.report.spread import spread_lines
 
 #: More rows than these make a page nobody reads and a database nobody wants.
 MOST_ROUNDS = 300
@@ -112,6 +113,9 @@ def summary(
     first, *rest = (f"| {k} | {v} |" for k, v in facts.items())
     lines += [first, "|---|---|", *rest, ""]
     lines += ["## Sites", "", *table(attendance(job.labels.values(), records)), ""]
+    if last is not None and last.fairness:
+        spread = spread_lines(last.fairness)
+        lines += ["## Sites by their own score", "", "```", *spread, "```", ""]
     trouble: dict[str, list[int]] = {}
     for r in records:
         if r.refused or r.dropped:

@@ -112,7 +112,7 @@ def partition(plan: Plan, purpose: str) -> str:
 def evaluations(plan: Plan, rounds: int) -> int:
     """How many evaluations the first ``rounds`` rounds contain; one where nothing is trained.
 
-    None where data are only described.
+    Zero where data are only described.
     """
     if plan.is_describing:
         return 0
@@ -145,7 +145,7 @@ def plan_cost(plan: Plan, epsilon: float | None = None, delta: float | None = No
     train, evaluate = training_event(plan), evaluation_event(plan)
     if epsilon is None:
         train_order = best_order(train.repeated(max(plan.trainings(rounds), 1)), delta)
-        evaluate_order = best_order(evaluate.repeated(evaluations(plan, rounds)), delta)
+        evaluate_order = best_order(evaluate.repeated(max(evaluations(plan, rounds), 1)), delta)
     else:
         train_order = choose_order(train, epsilon, delta)
         evaluate_order = choose_order(evaluate, epsilon, delta)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from fedflow.learning.metrics import METRICS, Metric
+from fedflow.learning.plan import DESCRIBING
 
 
 class SiteFacts(TypedDict, total=False):
@@ -36,6 +37,9 @@ class RoundFacts(TypedDict, total=False):
     metric: str
     score: float | None
     score_stderr: float | None
+    personalised: float | None
+    personalised_stderr: float | None
+    fairness: dict[str, Any]
     epsilon: dict[str, float]
     bytes: dict[str, int]
     aborted: bool
@@ -43,12 +47,16 @@ class RoundFacts(TypedDict, total=False):
 
 
 class ReportFacts(TypedDict, total=False):
-    """Everything ``fedflow demo --json`` prints. All keys may be absent except ``job``."""
+    """Everything ``fedflow demo --json`` prints. All keys may be absent except ``job``.
+
+    Keys that start with "auc" hold scores of whatever metric the plan has (:func:`metric`).
+    """
 
     job: str
     plan: dict[str, Any]
     sites: list[SiteFacts]
     auc_global: float | None
+    auc_personalised: float | None
     auc_alone_mean: float | None
     auc_alone: dict[str, float]
     auc_pooled: float | None
@@ -71,7 +79,10 @@ class ReportFacts(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Summary:
-    """Headline numbers derived from the facts. ``None`` means it was not measured."""
+    """Headline numbers derived from the facts. ``None`` means it was not measured.
+
+    ``gain`` is positive where the global model is better, also by a metric that is lower then.
+    """
 
     gain: float | None
     worst_epsilon: float | None
@@ -90,11 +101,11 @@ def summarise(facts: Mapping[str, Any]) -> Summary:
     """Derive the headline numbers; never invents a value for one that is missing."""
     rounds = list(facts.get("rounds") or ())
     done = [r for r in rounds if not r.get("aborted")]
-    auc, alone = facts.get("auc_global"), facts.get("auc_alone_mean")
+    score, alone = facts.get("auc_global"), facts.get("auc_alone_mean")
     spent = [float(v) for v in (facts.get("epsilon_spent") or {}).values()]
     sent = [float(n) for r in rounds for n in (r.get("bytes") or {}).values() if n]
     return Summary(
-        gain=None if auc is None or alone is None else float(auc) - float(alone),
+        gain=None if score is None or alone is None else better_by(facts, score, alone),
         worst_epsilon=max(spent) if spent else None,
         completed=len(done),
         aborted=len(rounds) - len(done),
@@ -119,6 +130,22 @@ def section(facts: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 def metric(facts: Mapping[str, Any]) -> Metric:
     """What the plan's scores are."""
     return METRICS[section(facts, "evaluation").get("metric", "auc")]
+
+
+def describes(facts: Mapping[str, Any]) -> bool:
+    """Whether the plan only describes data: there is no model to score."""
+    return section(facts, "strategy").get("name") in DESCRIBING
+
+
+def better_by(facts: Mapping[str, Any], score: float, other: float) -> float:
+    """How much better ``score`` is than ``other``: their difference, or minus that of errors."""
+    difference = float(score) - float(other)
+    return difference if metric(facts).higher_is_better else -difference
+
+
+def is_personalised(facts: Mapping[str, Any]) -> bool:
+    """Whether rounds have a score of the sites' own models too."""
+    return any(r.get("personalised") is not None for r in facts.get("rounds") or ())
 
 
 def labels(facts: Mapping[str, Any]) -> list[str]:

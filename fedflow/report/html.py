@@ -15,7 +15,7 @@ from fedflow.report.plots import Figure, figures
 TITLES = {
     "auc": (
         "Quality by round",
-        "The global model on held-out people, measured by a masked and noised histogram. Bars: two "
+        "The global model on held-out people, measured by a masked and noised sum. Bars: two "
         "standard errors of that noise. Flat lines: models trained without privacy.",
     ),
     "epsilon": (

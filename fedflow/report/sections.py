@@ -6,8 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedflow.report import words
-from fedflow.report.facts import Summary, labels, metric, section, summarise
+from fedflow.report.facts import (
+    Summary,
+    better_by,
+    describes,
+    is_personalised,
+    labels,
+    metric,
+    section,
+    summarise,
+)
 from fedflow.report.markup import Html, join, meter, pill, table, tag
+from fedflow.report.spread import newest_spread, spread_lines
 
 OK, CROSS, DOT = Html("✓"), Html("✗"), Html("–")
 
@@ -35,8 +45,7 @@ def headline(facts: Mapping[str, Any]) -> Html:
     """The tiles: quality, gain, privacy, participation, verification, time."""
     s = summarise(facts)
     tiles = [
-        _quality(facts),
-        _gain(s),
+        *(() if describes(facts) else (_quality(facts), _gain(facts, s))),
         _privacy(facts, s),
         _rounds(s),
         _audit_tile(facts),
@@ -58,7 +67,7 @@ def verdict(facts: Mapping[str, Any]) -> Html:
     at = f"At ε = {words.epsilon(s.worst_epsilon)}" if s.worst_epsilon is not None else "Here"
     if s.gain > 0:
         line = (
-            f"{at} per {s.unit}, training together pays: the shared model reaches an AUC of "
+            f"{at} per {s.unit}, training together pays: the shared model reaches {_a(facts)} of "
             f"{words.auc(auc)}, against {words.auc(alone)} on average for a site that trains "
             "alone, even though the sites alone used no privacy at all."
         )
@@ -66,14 +75,20 @@ def verdict(facts: Mapping[str, Any]) -> Html:
     else:
         line = (
             f"{at} per {s.unit}, training together did not pay in this run: the shared model has "
-            f"an AUC of {words.auc(auc)}, against {words.auc(alone)} on average for a site that "
-            "trains alone without privacy. The noise cost more than the extra data gained."
+            f"{_a(facts)} of {words.auc(auc)}, against {words.auc(alone)} on average for a site "
+            "that trains alone without privacy. The noise cost more than the extra data gained."
         )
         tone = "bad"
-    worse = [n for n, v in (facts.get("auc_alone") or {}).items() if auc is not None and v > auc]
+    alone_scores = (facts.get("auc_alone") or {}).items()
+    worse = [n for n, v in alone_scores if auc is not None and metric(facts).better(v, auc)]
     if worse and s.gain > 0:
         line += f" Alone and without privacy, {words.names(sorted(worse))} did better still."
     return tag("div", tag("p", line), cls=f"verdict {tone}")
+
+
+def _a(facts: Mapping[str, Any]) -> str:
+    label = metric(facts).label
+    return f"{'an' if label[0].lower() in 'aeiou' else 'a'} {label}"
 
 
 def _tile(name: str, value: str, detail: str, tone: str = "") -> Html:
@@ -87,14 +102,15 @@ def _tile(name: str, value: str, detail: str, tone: str = "") -> Html:
 
 
 def _quality(facts: Mapping[str, Any]) -> Html:
-    pooled = facts.get("auc_pooled")
-    detail = f"pooled without privacy: {words.auc(pooled)}" if pooled is not None else "AUC"
-    return _tile("Global model, AUC", words.auc(facts.get("auc_global")), detail)
+    pooled, label = facts.get("auc_pooled"), metric(facts).label
+    detail = f"pooled without privacy: {words.auc(pooled)}" if pooled is not None else label
+    return _tile(f"Global model, {label}", words.auc(facts.get("auc_global")), detail)
 
 
-def _gain(s: Summary) -> Html:
+def _gain(facts: Mapping[str, Any], s: Summary) -> Html:
     tone = "" if s.gain is None else ("good" if s.gain > 0 else "bad")
-    return _tile("Gain over a site alone", words.signed(s.gain), "AUC, against the mean site", tone)
+    detail = f"{metric(facts).label}, against the mean site"
+    return _tile("Gain over a site alone", words.signed(s.gain), detail, tone)
 
 
 def _privacy(facts: Mapping[str, Any], s: Summary) -> Html:
@@ -149,9 +165,15 @@ def _time(facts: Mapping[str, Any], s: Summary) -> Html:
 
 def quality(facts: Mapping[str, Any]) -> Html:
     """The comparison table: global model, pooled, federated without privacy, sites alone."""
+    if describes(facts):
+        return Html("")
     auc, s = facts.get("auc_global"), summarise(facts)
+    spent = f"ε ≤ {words.epsilon(s.worst_epsilon)} per {s.unit}"
+    personal = facts.get("auc_personalised")
+    own = [] if personal is None else [("Each site's own model", spent, personal)]
     rows: list[tuple[str, str, Any]] = [
-        ("Global model of this job", f"ε ≤ {words.epsilon(s.worst_epsilon)} per {s.unit}", auc),
+        ("Global model of this job", spent, auc),
+        *own,
         ("All data in one place", "none", facts.get("auc_pooled")),
         ("Federated, same rounds, no noise", "none", facts.get("auc_federated_no_privacy")),
         ("Site alone, mean", "none", facts.get("auc_alone_mean")),
@@ -163,15 +185,20 @@ def quality(facts: Mapping[str, Any]) -> Html:
             who,
             privacy,
             words.auc(v),
-            DOT if i == 0 or v is None or auc is None else words.signed(auc - v),
+            DOT if i == 0 or v is None or auc is None else words.signed(better_by(facts, auc, v)),
         )
         for i, (who, privacy, v) in enumerate(rows)
         if v is not None or i == 0
     ]
-    head = [("Model", ""), ("Privacy", ""), ("AUC", "n"), ("Global model is better by", "n")]
+    head = [
+        ("Model", ""),
+        ("Privacy", ""),
+        (metric(facts).label, "n"),
+        ("Global model is better by", "n"),
+    ]
     note = (
-        "All rows are scored on the same held-out people. The global model's AUC in the plot comes "
-        "from a noised histogram and carries its error bar; baselines use no privacy and exist for "
+        "All rows are scored on the same held-out people. The global model's score in the plot "
+        "comes from a noised sum and carries its error bar; baselines use no privacy and exist for "
         "comparison only."
     )
     return join(
@@ -225,12 +252,13 @@ def budgets(facts: Mapping[str, Any]) -> Html:
 
 
 def rounds(facts: Mapping[str, Any]) -> Html:
-    """Round by round: who took part, AUC, time and bytes."""
-    who = labels(facts)
+    """Round by round: who took part, score, time and bytes."""
+    who, own = labels(facts), ("personalised",) if is_personalised(facts) else ()
     head = [
         ("Round", "n"),
         *((n, "c") for n in who),
         (metric(facts).label, "n"),
+        *((name.capitalize(), "n") for name in own),
         ("Time", "n"),
         ("Training", "n"),
         ("Sent per site", "n"),
@@ -250,6 +278,7 @@ def rounds(facts: Mapping[str, Any]) -> Html:
                 r.get("number", ""),
                 *(_presence(r, n) for n in who),
                 words.auc(r.get("score")),
+                *(words.auc(r.get(name)) for name in own),
                 words.seconds(r.get("seconds")),
                 words.seconds(r.get("training_seconds")),
                 words.size(sum(sent) / len(sent) if sent else None),
@@ -268,7 +297,11 @@ def rounds(facts: Mapping[str, Any]) -> Html:
         " not there when the round began, or not asked",
         cls="note",
     )
-    return join([tag("h2", "Round by round"), legend, table(head, rows)])
+    parts = [tag("h2", "Round by round"), legend, table(head, rows)]
+    if lines := spread_lines(newest_spread(facts.get("rounds") or ())):
+        parts += [tag("h2", f"Sites by their own {metric(facts).label}")]
+        parts += [tag("pre", "\n".join(lines))]
+    return join(parts)
 
 
 def _presence(r: Mapping[str, Any], label: str) -> Html:

@@ -11,15 +11,17 @@ from rich.table import Table
 from rich.text import Text
 
 from fedflow.report import words
-from fedflow.report.facts import labels, metric, summarise
+from fedflow.report.facts import better_by, is_personalised, labels, metric, summarise
+from fedflow.report.spread import newest_spread, spread_lines
 
 
 def summary_tables(facts: Mapping[str, Any]) -> RenderableType:
     """Quality, privacy per site, rounds, and one closing line, as one rich renderable."""
     parts: list[Table | Text] = [
-        quality_table(facts),
+        *([quality_table(facts)] if "auc_global" in facts else []),  # else data were described
         privacy_table(facts),
         rounds_table(facts),
+        *spread(facts),
         closing(facts),
     ]
     return Group(*(Padding(part, (1, 0, 0, 0)) for part in parts))
@@ -31,15 +33,17 @@ def print_summary(facts: Mapping[str, Any], console: Console | None = None) -> N
 
 
 def quality_table(facts: Mapping[str, Any]) -> Table:
-    """AUC of the global model beside the baselines."""
+    """The score of the global model beside the baselines."""
     s, auc = summarise(facts), facts.get("auc_global")
     table = plain_table("Quality on held-out people")
     table.add_column("model")
     table.add_column("privacy")
-    table.add_column("AUC", justify="right")
+    table.add_column(metric(facts).label, justify="right")
     table.add_column("global is better by", justify="right")
     spent = f"ε ≤ {words.epsilon(s.worst_epsilon)} per {s.unit}"
     table.add_row("global model of this job", spent, words.auc(auc), "", style="bold cyan")
+    if (own := facts.get("auc_personalised")) is not None:
+        table.add_row("each site's own model", spent, words.auc(own), _difference(facts, auc, own))
     for name, key in (
         ("pooled, all data in one place", "auc_pooled"),
         ("federated, without privacy", "auc_federated_no_privacy"),
@@ -47,10 +51,10 @@ def quality_table(facts: Mapping[str, Any]) -> Table:
     ):
         value = facts.get(key)
         if value is not None:
-            table.add_row(name, "none (baseline)", words.auc(value), _difference(auc, value))
+            table.add_row(name, "none (baseline)", words.auc(value), _difference(facts, auc, value))
     for label, value in (facts.get("auc_alone") or {}).items():
         row = (Text(f"  {label} alone"), "none (baseline)", words.auc(value))
-        table.add_row(*row, _difference(auc, value), style="dim")
+        table.add_row(*row, _difference(facts, auc, value), style="dim")
     return table
 
 
@@ -79,13 +83,14 @@ def privacy_table(facts: Mapping[str, Any]) -> Table:
 
 
 def rounds_table(facts: Mapping[str, Any]) -> Table:
-    """One line per round: participation, AUC, seconds, bytes."""
-    table = plain_table("Rounds")
+    """One line per round: participation, score, seconds, bytes."""
+    table, own = plain_table("Rounds"), ("personalised",) if is_personalised(facts) else ()
     for name in (
         "round",
         "sites",
         metric(facts).label,
         "± noise",
+        *("own" for _ in own),  # there is no room for a longer word
         "seconds",
         "training",
         "other",
@@ -103,6 +108,7 @@ def rounds_table(facts: Mapping[str, Any]) -> Table:
             str(len(r.get("sites") or ())),
             words.auc(r.get("score")),
             words.auc(r.get("score_stderr")) if r.get("score") is not None else words.MISSING,
+            *(words.auc(r.get(name)) for name in own),
             words.seconds(total),
             words.seconds(training),
             words.seconds(other),
@@ -111,6 +117,13 @@ def rounds_table(facts: Mapping[str, Any]) -> Table:
             style="red" if r.get("aborted") else "",
         )
     return table
+
+
+def spread(facts: Mapping[str, Any]) -> list[Table | Text]:
+    """The sites by their own score, where the plan counts them."""
+    lines = spread_lines(newest_spread(facts.get("rounds") or ()))
+    title = f"Sites by their own {metric(facts).label}"
+    return [Text("\n".join([title, *lines]))] if lines else []
 
 
 def remarks(r: Mapping[str, Any]) -> str:
@@ -145,10 +158,11 @@ def closing(facts: Mapping[str, Any]) -> Text:
     return out
 
 
-def _difference(auc: float | None, other: float) -> Text:
-    if auc is None:
+def _difference(facts: Mapping[str, Any], score: float | None, other: float) -> Text:
+    if score is None:
         return Text(words.MISSING)
-    return Text(words.signed(auc - other), style="green" if auc > other else "red")
+    gain = better_by(facts, score, other)
+    return Text(words.signed(gain), style="green" if gain > 0 else "red")
 
 
 def plain_table(title: str) -> Table:

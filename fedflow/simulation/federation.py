@@ -20,18 +20,19 @@ from fedflow.crypto.csprng import Csprng
 from fedflow.crypto.identity import Identity
 from fedflow.errors import Aborted, Misuse
 from fedflow.history import model_file
-from fedflow.learning.contribution import contribution
+from fedflow.learning.contribution import Made, contribution
 from fedflow.learning.first_model import plan_model
 from fedflow.learning.groups import group_of_round
 from fedflow.learning.model_file import Arrays, ModelSpec, flatten, model_digest, unflatten
 from fedflow.learning.plan import Plan
+from fedflow.learning.scoring import Scores, scores_of
 from fedflow.learning.server_state import (
     clipping_norm_of,
     initial_state,
     parameters,
     state_spec,
 )
-from fedflow.learning.site_state import after_round
+from fedflow.learning.site_state import personal_model, site_model
 from fedflow.learning.strategy import next_model
 from fedflow.learning.value_range import initial_range, next_range
 from fedflow.learning.workload import PersonData, Workload
@@ -89,7 +90,7 @@ class Federation:
         self.value_range = self.first_range
         self.rounds = 0
         self._attempt = self._sequence = 0
-        self._made: dict[int, NDArray[np.float32] | NDArray[np.int64]] = {}
+        self._next_own: dict[int, Arrays] = {}
         self._own: list[Arrays | None] = [None] * len(sites)
         self._generators = [csprng.child(f"site {i}") for i in range(len(sites))]
         self._protocol = csprng.child("protocol")
@@ -98,6 +99,14 @@ class Federation:
     def model(self) -> Arrays:
         """The current model, by parameter name."""
         return parameters(unflatten(self.state, self.spec))
+
+    def site_models(self) -> list[tuple[Arrays, Arrays]]:
+        """The global model at each site, with the site's own layers, and its personalised one."""
+        state, out = unflatten(self.state, self.spec), []
+        for own in self._own:
+            model = site_model(self.workload, state, own, self.plan)
+            out.append((model, personal_model(model, own, self.plan)))
+        return out
 
     def round(self, drop: Collection[int] = (), invited: Collection[int] | None = None) -> Opened:
         """One round: an attempt whose sum makes the next model.
@@ -135,6 +144,13 @@ class Federation:
         norm = clipping_norm_of(state, self.plan)
         return Opened(total, survivors, words, self.value_range, norm)
 
+    def evaluate(self) -> Scores:
+        """What an evaluation by all sites says of the current model. Its sum is added plainly."""
+        state = unflatten(self.state, self.spec)
+        count = len(self.sites)
+        parts = [self._made(site, Kind.EVALUATE, state).vector for site in range(count)]
+        return scores_of(np.sum(parts, axis=0, dtype=np.int64), self.plan, count)
+
     def accept(self, opened: Opened) -> None:
         """Make the next model from ``opened`` as every party does; Violation if it makes none."""
         count, sites = len(opened.survivors), len(self.sites)
@@ -158,18 +174,8 @@ class Federation:
 
     def _keep(self, opened: Opened) -> None:
         """What every survivor keeps of its own (:mod:`fedflow.learning.site_state`)."""
-        if not self.plan.keeps_at_sites:
-            return
-        state = unflatten(self.state, self.spec)
         for site in opened.survivors:
-            self._own[site] = after_round(
-                state,
-                self._own[site],
-                self._made[site],
-                self.plan,
-                sites=len(self.sites),
-                value_range=opened.value_range,
-            )
+            self._own[site] = self._next_own.get(site, self._own[site])
 
     def _order(self, invited: tuple[int, ...]) -> Order:
         return Order(
@@ -188,24 +194,26 @@ class Federation:
 
     def _words(self, site: int, order: Order, state: Arrays) -> NDArray[np.uint32]:
         """What ``site`` would mask. Its training process gets a new generator for each request."""
-        csprng = self._generators[site].child("training process")
-        vector = contribution(
-            self.workload,
-            self.sites[site],
-            state,
-            self.plan,
-            Kind.TRAIN,
-            sites=len(self.sites),
-            value_range=order.value_range,
-            csprng=csprng,
-            own=self._own[site],
-        )
-        if self.plan.keeps_at_sites:
-            self._made[site] = vector
+        vector, own = self._made(site, Kind.TRAIN, state)
+        if own is not None:
+            self._next_own[site] = own
         roster = SimpleNamespace(roster=range(len(self.sites)))
         # All that coding reads of a job: its plan, how many sites there are, and the site's weight.
         job = SimpleNamespace(plan=self.plan, manifest=roster, weight=1.0)
         return ring_words(cast(Admitted, job), order, vector)(0, order.dimension)
+
+    def _made(self, site: int, kind: Kind, state: Arrays) -> Made:
+        return contribution(
+            self.workload,
+            self.sites[site],
+            state,
+            self.plan,
+            kind,
+            sites=len(self.sites),
+            value_range=self.value_range,
+            csprng=self._generators[site].child("training process"),
+            own=self._own[site],
+        )
 
     def _masked_sum(
         self, order: Order, words: Mapping[int, NDArray[np.uint32]], drop: Collection[int]

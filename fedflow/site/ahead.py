@@ -10,13 +10,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
 
-import numpy.typing as npt
-
+from fedflow.site.trainer import Trained
 from fedflow.wire.messages import Order
-
-Vector = npt.NDArray[Any]
 
 
 class Ahead:
@@ -24,11 +20,11 @@ class Ahead:
 
     def __init__(self) -> None:
         self._round = 0
-        self._training: asyncio.Future[Vector] | None = None
+        self._training: asyncio.Future[Trained] | None = None
 
     def follow(
-        self, order: Order, most: int, start: Callable[[], Awaitable[Vector]]
-    ) -> asyncio.Future[Vector]:
+        self, order: Order, most: int, start: Callable[[], Awaitable[Trained]]
+    ) -> asyncio.Future[Trained]:
         """The training that goes on, or a new one from this order's model.
 
         One from a model more than ``most`` rounds ago is given up: it would hardly count.
@@ -61,7 +57,7 @@ class Ahead:
             training.cancel()
 
 
-def _worked(training: asyncio.Future[Vector]) -> bool:
+def _worked(training: asyncio.Future[Trained]) -> bool:
     return not training.cancelled() and training.exception() is None
 
 

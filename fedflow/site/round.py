@@ -11,9 +11,6 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import numpy.typing as npt
 
 from fedflow.anchors import Anchors
 from fedflow.crypto.csprng import Csprng
@@ -32,6 +29,7 @@ from fedflow.site.kept import Kept
 from fedflow.site.mailbox import OVER_SECONDS, Missed, fetch, in_thread, is_there, send
 from fedflow.site.release import make_release
 from fedflow.site.spool import Spool
+from fedflow.site.trainer import Trained
 from fedflow.site.work import Trainer, Work
 from fedflow.wire.messages import Kind, Order
 
@@ -104,7 +102,7 @@ class _Legs:
             unless=self._later,
         )
 
-    async def trained(self, training: asyncio.Future[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    async def trained(self, training: asyncio.Future[Trained]) -> Trained:
         """What training gives; Missed as soon as the order was given up: nobody waits for it."""
         while True:
             await asyncio.wait({training}, timeout=OVER_SECONDS)
@@ -150,19 +148,18 @@ async def take_part(
     """
     legs = _Legs(services, job, order)
     client = _client(services, job, order, vouches)
-    kept = Kept(services.kept, job)
     work = Work(
         services.trainer,
         job,
         order,
         data=data,
         model=await _model(services, order, following),
-        kept=kept,
+        kept=Kept(services.kept, job),
         ahead=ahead,
     )
     try:
         if work.comes_late:
-            await legs.trained(work.vector)
+            await legs.trained(work.trained)
         await legs.up("advert", client.advertise())
         await progress(order.round, "training")
         shares = _shares(client, await legs.down("roster"), work)
@@ -170,7 +167,7 @@ async def take_part(
             following.adopt(order)
         await legs.up("shares", shares)
         client.on_delivery(await legs.down("delivery", job.index))
-        vector = await legs.trained(work.vector)
+        vector, own = await legs.trained(work.trained)
     finally:
         await work.stop()
 
@@ -178,7 +175,7 @@ async def take_part(
         raise Missed("masked")  # before anything is charged for it
     weighed = replace(job, weight=job.weight * work.weight)
     spool, header = make_release(services.spool, services.ledger, weighed, order, client, vector)
-    after = work.released(vector)
+    work.released()
     del vector
     try:
         services.anchoring(job).position()  # remembers that the entry was made
@@ -188,7 +185,7 @@ async def take_part(
         await legs.up("signed", client.on_survivors(survivors))
         await legs.up("unmask", client.on_consistency(await legs.down("consistency")))
         services.ledger.settle(client.context, len(client.survivors))
-        kept.write(after)
+        work.summed(own)
     except (Exception, asyncio.CancelledError):
         spool.remove()
         raise

@@ -7,10 +7,11 @@ leak ends with the request. The daemon talks to it over its standard input and o
 
 Request header: ``task`` (check, train, evaluate), ``workload``, ``data`` (path), ``plan``
 (canonical JSON), ``sites`` and ``value_range`` of the round, ``own``. The payload is the model file
-and after it, in the last ``own`` bytes, what the site kept. Reply
-header: ``ok``, then ``code`` and ``message`` (for this site's own log only), the payload being the
-vector of :func:`fedflow.learning.contribution.contribution`. The task ``forget`` has no reply: the
-data are let go of.
+and after it, in the last ``own`` bytes, what the site kept. Reply header: ``ok``, ``dtype`` and
+``own``; the payload is the vector of :func:`fedflow.learning.contribution.contribution` and after
+it, in the last ``own`` bytes, the file that the site is to keep once the vector is in a sum. Or,
+without ``ok``, ``code`` and ``message``, for this site's own log only. The task ``forget`` has no
+reply: the data are let go of.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,13 +37,22 @@ MAX_HEADER = 1 << 20
 MAX_PAYLOAD = 1 << 31
 
 
-def write_frame(
-    stream: BinaryIO, header: dict[str, Any], payload: bytes | memoryview = b""
-) -> None:
-    """``u32 length ‖ JSON ‖ u64 length ‖ payload``, flushed. A view is one of single bytes."""
-    text = json.dumps(header).encode()
-    stream.write(len(text).to_bytes(4, "big") + text + len(payload).to_bytes(8, "big"))
-    stream.write(payload)
+class Trained(NamedTuple):
+    """What a request gives: its ``vector``, and the file to keep once that is in a sum, if any."""
+
+    vector: npt.NDArray[Any]
+    own: bytes = b""
+
+
+def write_frame(stream: BinaryIO, header: dict[str, Any], *payload: bytes | memoryview) -> None:
+    """``u32 length ‖ JSON ‖ u64 length ‖ payload``, flushed.
+
+    The payload may come in parts. A view is one of single bytes.
+    """
+    text, size = json.dumps(header).encode(), sum(map(len, payload))
+    stream.write(len(text).to_bytes(4, "big") + text + size.to_bytes(8, "big"))
+    for part in payload:
+        stream.write(part)
     stream.flush()
 
 
@@ -91,31 +101,33 @@ def perform(
     request: dict[str, Any],
     payload: bytes,
     loaded: tuple[Workload, PersonData] | None = None,
-) -> npt.NDArray[Any]:
-    """Carry out one request in this process and return its vector (empty for ``check``)."""
+) -> Trained:
+    """Carry out one request in this process. The vector of ``check`` is empty."""
     from fedflow.crypto.csprng import Csprng
     from fedflow.learning.clipping import check_trainable
     from fedflow.learning.contribution import contribution
     from fedflow.learning.first_model import plan_spec
-    from fedflow.learning.model_file import decode_model
+    from fedflow.learning.model_file import decode_model, encode_model
     from fedflow.learning.objective import objective
     from fedflow.learning.plan import Plan
+    from fedflow.learning.preprocessing import prepared_data
     from fedflow.learning.server_state import state_spec
-    from fedflow.learning.site_state import site_spec
+    from fedflow.learning.site_state import read_kept
     from fedflow.wire.messages import Kind
 
     plan = Plan.from_canonical(str(request["plan"]).encode())
     workload, data = loaded or load(str(request["workload"]), str(request["data"]))
     if request["task"] == "check":
+        data = prepared_data(data, plan, workload)
         if not plan.is_method and plan.privacy.mechanism != "site":  # else no gradient is clipped
             check_trainable(objective(workload, plan), data.train, plan.privacy.unit)
-        return np.empty(0, np.float32)
+        plan_spec(workload, plan)  # raises where the plan does not suit the model
+        return Trained(np.empty(0, np.float32))
     kinds = {kind.word: kind for kind in Kind}
     if request["task"] not in kinds:
         raise Misuse(f"unknown task {request['task']!r}")
     spec, end = plan_spec(workload, plan), len(payload) - int(request.get("own", 0))
-    kept = site_spec(spec, plan)
-    return contribution(
+    vector, own = contribution(
         workload,
         data,
         decode_model(payload[:end], state_spec(spec, plan)),
@@ -124,8 +136,9 @@ def perform(
         sites=int(request["sites"]),
         value_range=float(request["value_range"]),
         csprng=Csprng.from_os(),
-        own=decode_model(payload[end:], kept) if kept and end < len(payload) else None,
+        own=read_kept(payload[end:], workload, plan),
     )
+    return Trained(vector, encode_model(own) if own else b"")
 
 
 def _answer(
@@ -135,9 +148,9 @@ def _answer(
     if frame is None:  # the training process has ended
         return
     try:
-        vector = perform(*frame, loaded())
-        header = {"ok": True, "dtype": str(vector.dtype)}
-        write_frame(out, header, np.ascontiguousarray(vector).view(np.uint8).data)
+        vector, own = perform(*frame, loaded())
+        header = {"ok": True, "dtype": str(vector.dtype), "own": len(own)}
+        write_frame(out, header, np.ascontiguousarray(vector).view(np.uint8).data, own)
     except FedflowError as error:
         family = "refusal" if isinstance(error, Refusal) else "error"
         _fail(out, error.code, error.message, family)

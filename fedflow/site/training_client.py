@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedflow.errors import FedflowError, Refusal, Violation
-from fedflow.site.trainer import MAX_HEADER, MAX_PAYLOAD, read_header
+from fedflow.site.trainer import MAX_HEADER, MAX_PAYLOAD, Trained, read_header
 
 _PIECE = 1 << 18
 
@@ -100,8 +100,8 @@ class TrainingClient:
         own: bytes = b"",
         sites: int = 0,
         value_range: float = 0.0,
-    ) -> npt.NDArray[Any]:
-        """Carry out one request; returns float32 or int64 of shape ``[d]``, as the plan has it.
+    ) -> Trained:
+        """Carry out one request; its vector is float32[d] or int64[d], as the plan has it.
 
         Raises Refusal when the data or request is unusable, TrainingFailed when the process failed.
         Cancelling the call ends the process, and with it whatever it held.
@@ -122,10 +122,7 @@ class TrainingClient:
                 answer, payload = await self._answered(header, model + own)
         del model
         if answer.get("ok") is True:
-            dtype = _DTYPES.get(str(answer.get("dtype")))
-            if dtype is None or payload.size % dtype.itemsize:
-                raise TrainingFailed("bad-frame", "the training process sent an unknown dtype")
-            return payload.view(dtype)
+            return _trained(answer, payload)
         code, message = str(answer.get("code")), str(answer.get("message"))
         if answer.get("family") == "refusal":
             raise Refusal(code, message)
@@ -216,6 +213,14 @@ class TrainingClient:
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
         await self._kill()
+
+
+def _trained(answer: dict[str, Any], payload: npt.NDArray[np.uint8]) -> Trained:
+    dtype, kept = _DTYPES.get(str(answer.get("dtype"))), answer.get("own", 0)
+    end = payload.size - kept if isinstance(kept, int) else -1
+    if dtype is None or not 0 <= end <= payload.size or end % dtype.itemsize:
+        raise TrainingFailed("bad-frame", "the training process sent an unknown dtype or size")
+    return Trained(payload[:end].view(dtype), payload[end:].tobytes())
 
 
 def _frame_start(header: dict[str, Any], size: int) -> bytes:

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import numpy.typing as npt
-
-from fedflow.learning.model_file import Arrays
 from fedflow.site.admission import Admitted
 from fedflow.site.ahead import Ahead, weight_of
 from fedflow.site.kept import Kept
 from fedflow.site.mailbox import Missed
+from fedflow.site.trainer import Trained
 from fedflow.wire.messages import Kind, Order
 
 
@@ -34,8 +32,11 @@ class Trainer(Protocol):
         own: bytes = b"",
         sites: int = 0,
         value_range: float = 0.0,
-    ) -> npt.NDArray[Any]:
-        """The vector of ``train`` or ``evaluate``, float32 or int64; none of ``check``."""
+    ) -> Trained:
+        """The vector of ``train`` or ``evaluate``, float32 or int64; none of ``check``.
+
+        ``own`` is what was kept last; what comes back of it is to be kept after this one.
+        """
 
 
 class Work:
@@ -52,14 +53,12 @@ class Work:
         kept: Kept,
         ahead: Ahead,
     ) -> None:
-        self._job, self._order, self._kept, self._ahead = job, order, kept, ahead
+        self._order, self._kept, self._ahead = order, kept, ahead
         kind = Kind(order.kind)
         self.comes_late = job.plan.is_asynchronous and kind is Kind.TRAIN
         own = kept.read()
-        # Both are as large as the update, and only some strategies need them after training.
-        self._from = (model, own) if job.plan.keeps_at_sites and kind is Kind.TRAIN else None
 
-        def start() -> asyncio.Future[npt.NDArray[Any]]:
+        def start() -> asyncio.Future[Trained]:
             return asyncio.ensure_future(
                 trainer.run(
                     kind.word,
@@ -74,11 +73,11 @@ class Work:
             )
 
         if self.comes_late:
-            self.vector = ahead.follow(order, job.plan.strategy.max_staleness, start)
+            self.trained = ahead.follow(order, job.plan.strategy.max_staleness, start)
         elif ahead.goes_on:
             raise Missed(kind.word)
         else:
-            self.vector = start()
+            self.trained = start()
 
     @property
     def weight(self) -> float:
@@ -89,14 +88,15 @@ class Work:
         """The order is over: end what only it needs."""
         if self.comes_late:
             return
-        if not self.vector.done():
-            self.vector.cancel()
-        await asyncio.gather(self.vector, return_exceptions=True)
+        if not self.trained.done():
+            self.trained.cancel()
+        await asyncio.gather(self.trained, return_exceptions=True)
 
-    def released(self, vector: npt.NDArray[Any]) -> Arrays | None:
-        """``vector`` is in a release that was paid for; what to keep once that is in a sum."""
+    def released(self) -> None:
+        """What was trained is in a release that was paid for."""
         if self.comes_late:
             self._ahead.spent()
-        if self._from is None:
-            return None
-        return self._kept.after(self._order, *self._from, vector)
+
+    def summed(self, own: bytes) -> None:
+        """That release is in a sum: keep what goes with it."""
+        self._kept.write(own)

@@ -72,7 +72,7 @@ def test_a_peer_needs_our_figure_beside_it(capsys):
 
 
 async def test_sites_that_share_a_process_take_part_in_every_round(tmp_path):
-    federation = build(tmp_path, 4, rounds=4)
+    federation = build(tmp_path, 4, plan_of(4))
     federation.publish()
     assert training_seconds(federation, 2) > 0
     hosted = asyncio.create_task(host(JOB, [federation.site(name) for name in federation.labels]))

@@ -24,7 +24,7 @@ from benchmarks.figures import Row
 from benchmarks.utility import __main__ as command
 from benchmarks.utility import anchors, effect, grid, plot, rates, training
 from benchmarks.utility.report import Amount, interval
-from benchmarks.utility.settings import Setting, deal, rand_hie, shuffled, take, validating
+from benchmarks.utility.settings import Setting, deal, rand_hie, shuffled, validating
 from benchmarks.utility.workloads import Cnn, Linear, Regression, points, rows
 from fedflow.crypto.csprng import Csprng
 from fedflow.learning.clipping import Clipper
@@ -151,7 +151,7 @@ def test_validation_shares_no_unit_with_training():
 
 def test_dealing_loses_nobody():
     persons = rows(np.arange(22, dtype=np.float32).reshape(11, 2), np.arange(11))
-    parts = deal(take(persons, shuffled(11, 3)), 4)
+    parts = deal(persons.take(shuffled(11, 3)), 4)
     assert sorted(len(part) for part in parts) == [2, 3, 3, 3]
     assert sorted(i for part in parts for i in part.ids) == sorted(persons.ids)
 

@@ -41,6 +41,8 @@ COMMANDS = [
     ("job", "publish"),
     ("job", "list"),
     ("job", "show"),
+    ("job", "learned"),
+    ("job", "preprocessing"),
     ("ledger", "show"),
     ("ledger", "verify"),
     ("ledger", "export"),
@@ -53,6 +55,9 @@ COMMANDS = [
     ("prefect", "deploy"),
     ("prefect", "status"),
     ("workload", "example"),
+    ("workload", "new"),
+    ("workload", "check"),
+    ("workload", "try"),
 ]
 PLAN = "flows/plans/randhie.toml"
 

@@ -159,3 +159,13 @@ def test_a_plan_that_only_scores_is_calibrated_for_one_evaluation(path):
     facts = calibrate(path, "--epsilon", "0.5", "--json")
     assert facts["training"] is None
     assert tomllib.loads(facts["toml"]).keys() == {"evaluation"}
+
+
+def test_a_plan_that_only_describes_is_calibrated_for_its_sums(path):
+    path.write_text((PLAN.parent / "preprocessing.toml").read_text())
+    facts = calibrate(path, "--epsilon", "1", "--json")
+    assert facts["evaluation"] is None
+    calibrate(path, "--epsilon", "1", "--write")
+    total = plan_cost(load_plan(path)).total
+    assert 0.97 < total.train_epsilon <= 1
+    assert total.evaluate_epsilon == 0

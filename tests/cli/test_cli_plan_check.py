@@ -298,3 +298,26 @@ def test_bytes_are_planned(tmp_path):
     assert (dense["sent"], dense["update_bytes"]) == (35, 144)
     assert (sparse["sent"], sparse["update_bytes"]) == (18, 38)
     assert "18 of 35 coordinates at 16 bits" in checked(plans / "sparse.toml")
+
+
+def test_what_an_evaluation_counts_more_has_its_price(check, tmp_path):
+    extra = "4.5\npersonalised = true\nfairness_bins = 5"
+    assert "evaluations count" not in check()
+    text = PLAN.read_text().replace("noise_multiplier = 4.5", f"noise_multiplier = {extra}")
+    (tmp_path / "more.toml").write_text(text)
+    runner = CliRunner(env={"COLUMNS": "400"})
+    plain = check("--json")
+    for sites, words in ((6, "that tells nothing"), (300, "it takes more sites")):
+        options = ["check", str(tmp_path / "more.toml"), "--sites", str(sites)]
+        out = runner.invoke(app, options).output
+        assert "by each site's own model too" in out
+        assert f"of {sites} sites on average" in out
+        assert words in out
+        assert "all counts have 1.73 times the noise, at the same ε" in out
+    facts = json.loads(runner.invoke(app, ["check", str(tmp_path / "more.toml"), "--json"]).output)
+    assert (facts["rounds"], len(facts["counted"])) == (plain["rounds"], 3)
+    large = text.replace("minimum = 4 ", "minimum = 250 ")
+    (tmp_path / "more.toml").write_text(large)
+    out = runner.invoke(app, ["check", str(tmp_path / "more.toml"), "--sites", "300"]).output
+    assert "noise of ± 12.1 sites" in out
+    assert "tells nothing" not in out

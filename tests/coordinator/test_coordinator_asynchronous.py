@@ -1,14 +1,17 @@
 """Asynchronous rounds: the first that are ready make a sum, and late updates weigh less."""
 
+import contextlib
 import time
 
 import numpy as np
 import pytest
 from job_room import JOB, Room, drive, make_plan
 
+from fedflow.errors import Aborted
 from fedflow.exchange import layout
 from fedflow.learning.model_file import decode_model, flatten
 from fedflow.site.ahead import weight_of
+from fedflow.wire.messages import Kind
 
 FIVE = ("a", "b", "c", "d", "slow")
 FEDBUFF = {
@@ -84,6 +87,34 @@ async def test_what_is_older_than_the_plan_allows_is_given_up(tmp_path):
     begun = [task for task in room.sites["slow"].trainer.tasks if task == "train"]
     assert len(begun) > 1, "it began anew from a newer model"
     assert not [e for e in room.sites["slow"].charges() if e.purpose == "train"]
+    await room.stop()
+
+
+async def test_sites_that_train_through_an_abort_are_waited_for_again(tmp_path):
+    """An order that nobody was ready for ends without a sum; the next buffer is still a whole one.
+
+    Were those that train forgotten, the next order would expect nobody and close at once.
+    """
+    fields = {"plan__rounds": 1, "evaluation__every": 1, "deadlines__round_seconds": 1.0}
+    room = Room(tmp_path, make_plan(**{**FEDBUFF, **fields}), labels=FIVE, max_attempts=20)
+    for number, site in enumerate(room.sites.values()):
+        site.trainer.seconds = 1.6 + 0.1 * number
+    room.start()
+    runner = room.runner()
+    runner.resume()
+    there = await runner.wait_for_sites(10.0)
+    first = runner.dispatch(1, 1, Kind.TRAIN)
+    with pytest.raises(Aborted):
+        await runner.collect()
+    assert runner.look_for_sites() == there == set(room.job.roster)
+    assert {answer.result().code for answer in first.answers.values()} == {"busy"}
+    for attempt in runner.attempts(1, Kind.TRAIN):
+        with contextlib.suppress(Aborted):
+            runner.dispatch(1, attempt, Kind.TRAIN)
+            result = await runner.collect()
+            break
+    assert attempt > 1
+    assert len(result.outcome.survivors) >= room.plan.strategy.buffer
     await room.stop()
 
 

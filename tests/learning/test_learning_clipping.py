@@ -408,10 +408,10 @@ def test_a_site_finds_out_before_the_first_round(data, tmp_path, monkeypatch, un
         "data": str(path),
         "plan": plan.canonical().decode(),
     }
-    assert perform(request, b"").size == 0
+    assert perform(request, b"").vector.size == 0
     monkeypatch.setattr(workload_module, "find_workload", lambda name: Mixing())
     if unit == "site":  # the whole site is the unit: its persons may mix
-        assert perform(request, b"").size == 0
+        assert perform(request, b"").vector.size == 0
         return
     with pytest.raises(Refusal) as caught:
         perform(request, b"")

@@ -150,7 +150,7 @@ def test_what_leaves_is_integers_with_the_plans_noise(fields):
             sites=3,
             value_range=64.0,
             csprng=generator(number.to_bytes(2, "big")),
-        )
+        ).vector
         assert vector.dtype == np.int64
         draws.append(vector)
     assert draws[0].size + 1 == plan.vector_length(Kind.TRAIN, F + 1)

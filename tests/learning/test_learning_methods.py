@@ -9,9 +9,11 @@ from fedflow.errors import Refusal
 from fedflow.learning.contribution import summed_values
 from fedflow.learning.first_model import plan_model
 from fedflow.learning.methods import method_of
-from fedflow.learning.methods.histogram import counts, quantile
+from fedflow.learning.methods.histogram import class_counts, class_weights, counts, quantile
+from fedflow.learning.methods.learned import learned
 from fedflow.learning.model_file import unflatten
 from fedflow.learning.plan import Plan
+from fedflow.learning.server_state import initial_state
 from fedflow.learning.workload import PersonData, Persons
 from fedflow.simulation.federation import Federation
 
@@ -91,7 +93,7 @@ def test_quantiles_are_where_the_counts_say():
     ("fields", "text"),
     [
         ({"method__bins": None}, "method.bins is missing"),
-        ({"method__trees": 3}, "method.trees is not for"),
+        ({"method__clusters": 3}, "method.clusters is not for"),
         ({"privacy__mechanism": "local"}, "does not go with privacy.mechanism"),
     ],
 )
@@ -115,3 +117,52 @@ def test_a_workload_that_does_not_say_its_bounds_is_refused():
     plan = plan_with(**HISTOGRAM)
     with pytest.raises(Refusal, match="bounds"):
         plan_model(Silent(), plan)
+
+
+def test_classes_are_counted_and_weighed_against():
+    class Sorted(Flat):
+        classes = 3
+        feature_names = ("height", "width")
+
+    plan = plan_with(**HISTOGRAM)
+    x = np.full((8, 2, 2), 1.0, np.float32)
+    y = np.array([[0, 0]] * 5 + [[0, 1]] + [[1, 7]] + [[np.nan, np.nan]], np.float32)
+    ids = tuple(str(i) for i in range(8))
+    persons = Persons(x, y, np.ones((8, 2), bool), ids)
+    total = summed_values(method_of(plan), Sorted(), persons, {}, plan)
+    state = {"sums": total.astype(np.float32)}
+    # a person of two classes is half a person in each; a label that is none counts nowhere
+    assert class_counts(state, Sorted(), plan) == pytest.approx([5.5, 1.0, 0.0])
+    assert counts(state, Sorted(), plan).sum() == pytest.approx(16)
+    weights = class_weights(state, Sorted(), plan)
+    assert np.mean(weights) == pytest.approx(1.0)
+    assert weights[1] / weights[0] == pytest.approx(5.5)
+    assert weights[2] / weights[1] == pytest.approx(1.0 / (6.5 / 3) * 10)  # clamped
+    assert class_weights({"sums": -state["sums"]}, Sorted(), plan) == (1.0, 1.0, 1.0)
+    with pytest.raises(Refusal, match="`classes`"):
+        class_weights({"sums": total[:18].astype(np.float32)}, Flat(), plan)
+    quantiles, classes = learned(state, Sorted(), plan)
+    assert [row[0] for row in quantiles.rows] == ["height", "width"]
+    assert quantiles.rows[0][5] == pytest.approx(1.5)  # the median, in the bin from 1 to 2
+    assert [row[2] for row in classes.rows] == pytest.approx(list(weights))
+
+
+def test_what_every_method_learned_can_be_read():
+    sizes = {
+        "kmeans": {"method__clusters": 3},
+        "linear": {},
+        "prototypes": {"method__clusters": 3, "method__neighbours": 1},
+    }
+
+    class Judged(Flat):
+        target_bounds = (0.0, 1.0)
+
+    for name, more in sizes.items():
+        fields = {**HISTOGRAM, "method__bins": None, "strategy__name": name, **more}
+        del fields["evaluation"]
+        plan = plan_with(**fields)
+        (table,) = learned(initial_state(plan_model(Judged(), plan), plan), Judged(), plan)
+        assert {"feature 0", "feature 1"} < {row[0] for row in table.rows}
+        assert {len(row) for row in table.rows} == {len(table.headings)}
+    with pytest.raises(Refusal, match="its model file"):
+        learned({}, Flat(), plan_with())

@@ -202,9 +202,10 @@ PRIVACY = ("unit", "mechanism", "clipping_quantile")
 def sizes_of_methods():
     """Plans of methods; each field of [method] is in one of them beside a plan without it."""
     for name, needed, more in (
-        ("gbdt", {"trees": 5, "depth": 3}, {"bins": 8, "ridge": 2.0}),
-        ("gbdt", {"trees": 6, "depth": 3}, {}),
-        ("gbdt", {"trees": 5, "depth": 4}, {}),
+        ("linear", {}, {"ridge": 2.0}),
+        ("gbdt", {"trees": 6, "depth": 3}, {"bins": 8, "ridge": 2.0}),
+        ("gbdt", {"trees": 9, "depth": 3}, {}),
+        ("gbdt", {"trees": 6, "depth": 4}, {}),
         ("prototypes", {"clusters": 4, "neighbours": 2}, {}),
         ("prototypes", {"clusters": 5, "neighbours": 2}, {}),
         ("prototypes", {"clusters": 4, "neighbours": 3}, {}),
@@ -228,6 +229,7 @@ def test_every_field_changes_the_digest():
                 "clipping_quantile",
                 "local_epochs",
                 "buffer",
+                "fairness_between",
                 *SCORE,
             ):
                 continue  # they go together with others: below
@@ -251,10 +253,14 @@ def test_every_field_changes_the_digest():
                 "robust_loss": 0.5,
                 "selection": "budget",
                 "strata": ("north-*",),
+                "columns": ({"name": "age", "fill": 0.0},),
                 "max_seconds": 60.0,
                 "target": 0.5,
                 "patience": 3,
                 "exhausted_sites": 1,
+                "local_layers": ("head.*",),
+                "personalised": True,
+                "fairness_bins": 5,
             }.get(field, new)
             seen.add(plan_with(**{f"{section}__{field}": new}).digest())
             changes += 1
@@ -264,6 +270,7 @@ def test_every_field_changes_the_digest():
         {"strategy__name": "scaffold"},
         {"strategy__name": "fedbuff", "strategy__buffer": 5},
         {"evaluation__bins": 5},
+        {"evaluation__fairness_bins": 4, "evaluation__fairness_between": (0.6, 0.9)},
         {"evaluation__metric": "accuracy", "evaluation__bins": None},
         {
             "evaluation__metric": "mse",

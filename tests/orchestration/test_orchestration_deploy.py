@@ -42,6 +42,7 @@ EXPECTED = {
     "next_job/on-publish",
     "budget_audit/budget-audit",
     "analytics/analytics",
+    "preprocessing/preprocessing",
 }
 
 

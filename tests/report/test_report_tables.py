@@ -7,6 +7,7 @@ from sample_facts import sample_facts
 
 from fedflow.report import words
 from fedflow.report.facts import summarise
+from fedflow.report.html import render_html
 from fedflow.report.tables import print_summary
 
 
@@ -70,3 +71,28 @@ def test_words():
     assert words.size(13240) == "13.2 kB"
     assert words.names(["a", "b", "c"]) == "a, b and c"
     assert words.signed(-0.01) == "−0.010"
+
+
+def test_scores_that_are_lower_when_better_are_compared_that_way():
+    facts = sample_facts()
+    facts["plan"] = facts.get("plan", {}) | {"evaluation": {"metric": "mse"}}
+    facts |= {"auc_global": 0.5, "auc_alone_mean": 0.75, "auc_pooled": 0.25}
+    assert summarise(facts).gain == 0.25
+    text = shown(facts)
+    assert "mean squared error" in text
+    assert "+0.250" in text
+    assert "−0.250" in text
+    assert "AUC" not in text
+    page = render_html(facts)
+    assert "a mean squared error of 0.500, against 0.750" in page
+    assert "training together pays" in page
+
+
+def test_a_job_that_only_describes_has_no_score():
+    facts = sample_facts()
+    facts["plan"] = facts.get("plan", {}) | {"strategy": {"name": "histogram"}}
+    for key in [key for key in facts if key.startswith("auc")]:
+        del facts[key]
+    page = render_html(facts)
+    assert "Global model" not in page
+    assert "How good is the model" not in page

@@ -218,7 +218,7 @@ def rows(tmp_path):
     return settled(path)
 
 
-def train(client, rows, **changes):
+async def train(client, rows, **changes):
     request = {
         "task": "train",
         "workload": "trivial",
@@ -228,7 +228,7 @@ def train(client, rows, **changes):
         "sites": 3,
         "value_range": 8.0,
     } | changes
-    return client.run(request.pop("task"), **request)
+    return (await client.run(request.pop("task"), **request)).vector
 
 
 @pytest.mark.slow

@@ -60,8 +60,9 @@ async def trainer(tmp_path):
             {"~clipping_norm", "~momentum"},
         ),
         ({"strategy__name": "scaffold"}, "poisson-gaussian", {"~control"}),
+        ({"evaluation__personalised": True}, "poisson-gaussian", set()),
     ],
-    ids=["local", "summed", "site", "scaffold"],
+    ids=["local", "summed", "site", "scaffold", "personalised"],
 )
 async def test_three_sites_train_on_real_rows(tmp_path, caplog, changes, kind, memory):
     clients = []
@@ -103,10 +104,16 @@ async def test_three_sites_train_on_real_rows(tmp_path, caplog, changes, kind, m
         assert [entry.survivors for entry in settled] == [3, 3]
         # Only a strategy that needs it keeps something at the site, and for no other's eyes.
         own = site.path / "kept" / f"{JOB}.safetensors"
-        assert own.exists() == (memory == {"~control"})
+        wanted = memory & {"~control"}
+        wanted |= {"~personal"} if plan.evaluation.personalised else set()
+        assert own.exists() == bool(wanted)
         if own.exists():
             assert own.stat().st_mode & 0o077 == 0
-            assert abs(load(own.read_bytes())["~control"]).max() > 0
+            tensors = load(own.read_bytes())
+            assert set(tensors) == wanted
+            assert all(abs(tensor).max() > 0 for tensor in tensors.values())
+    assert (record.personalised is not None) == plan.evaluation.personalised
+    assert ("personalised" in record.verdict) == plan.evaluation.personalised
     for client in clients:
         await client.close()
     await room.stop()
@@ -170,7 +177,7 @@ async def test_the_training_process_survives_its_requests(tmp_path, trainer):
     with pytest.raises(Refusal) as refused:
         await trainer.run("check", **(request | {"workload": "missing"}))
     assert refused.value.code == "unknown-workload"
-    assert (await trainer.run("check", **request)).size == 0
+    assert (await trainer.run("check", **request)).vector.size == 0
     # Cancelling ends the process and what it holds.
     running = asyncio.create_task(trainer.run("check", **request))
     await asyncio.sleep(0)
@@ -194,7 +201,8 @@ async def test_a_large_model_and_a_large_answer_cross_the_pipe_unchanged(tmp_pat
         "write_frame(out, {'ok': True, 'ready': True})\n"
         "while frame := read_frame(sys.stdin.buffer):\n"
         "    vector = np.frombuffer(frame[1], np.float32) * 2\n"
-        "    write_frame(out, {'ok': True, 'dtype': 'float32'}, vector.view(np.uint8).data)\n"
+        "    header = {'ok': True, 'dtype': 'float32', 'own': 3}\n"
+        "    write_frame(out, header, vector.view(np.uint8).data, b'own')\n"
     )
     real = asyncio.create_subprocess_exec
 
@@ -205,10 +213,10 @@ async def test_a_large_model_and_a_large_answer_cross_the_pipe_unchanged(tmp_pat
     client = TrainingClient(tmp_path / "log")
     for size in (0, 1, 3_000_001):
         model = np.arange(size, dtype=np.float32)
-        got = await client.run(
+        got, own = await client.run(
             "train", workload="x", data=tmp_path, plan=b"{}", model=model.tobytes()
         )
-        assert got.dtype == np.float32
+        assert (got.dtype, own) == (np.float32, b"own")
         np.testing.assert_array_equal(got, model * 2)
     await client.close()
 

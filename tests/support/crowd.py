@@ -29,7 +29,9 @@ from fedflow.learning.server_state import initial_state, state_spec
 from fedflow.site.agent import SiteAgent
 from fedflow.site.config import init_site, lock_site, open_site
 from fedflow.site.policy import template
+from fedflow.site.trainer import Trained
 from fedflow.site.training_client import TrainingFailed
+from fedflow.wire.messages import Kind
 
 JOB = "crowd"
 LIMIT = 3  # steps of the grid a site gives: far from what wraps
@@ -104,9 +106,9 @@ class Standin:
     def forget(self) -> None:
         """Nothing is kept."""
 
-    async def run(self, task: str, *, plan: bytes, model: bytes = b"", **_: Any) -> np.ndarray:
+    async def run(self, task: str, *, plan: bytes, model: bytes = b"", **_: Any) -> Trained:
         if task == "check":
-            return np.empty(0, np.float32)
+            return Trained(np.empty(0, np.float32))
         self._calls += 1
         if task == "train" and (self._path / f"fail-{self._calls}").exists():
             raise TrainingFailed("told-to", "the test said so")
@@ -115,11 +117,12 @@ class Standin:
             size = _dimension(model)
             vector = rng.integers(-LIMIT, LIMIT + 1, size)
         else:
-            vector = rng.integers(5_000, 90_000, 2 * Plan.from_canonical(plan).evaluation.bins)
+            length = Plan.from_canonical(plan).vector_length(Kind.EVALUATE, 0)
+            vector = rng.integers(5_000, 90_000, length)
         line = {"task": task, "model": model_digest(model).hex(), "given": vector.tolist()}
         with open(self._path / "given", "a") as file:
             file.write(json.dumps(line) + "\n")
-        return vector.astype(np.int64)
+        return Trained(vector.astype(np.int64))
 
 
 def _dimension(model: bytes) -> int:

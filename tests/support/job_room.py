@@ -30,6 +30,7 @@ from fedflow.site.config import SiteFolder, SiteSettings
 from fedflow.site.policy import load_policy, template
 from fedflow.site.round import SiteServices
 from fedflow.site.session import Session
+from fedflow.site.trainer import Trained
 from fedflow.wire.messages import Kind, Order
 from fedflow.wire.sealed import seal
 
@@ -95,20 +96,20 @@ class FakeTrainer:
         own: bytes = b"",
         sites: int = 0,
         value_range: float = 0.0,
-    ) -> np.ndarray:
+    ) -> Trained:
         self.tasks.append(task)
         await asyncio.sleep(self.seconds)
         if task in self.fail:
             raise self.fail[task]
         if task == "check":
-            return np.empty(0, np.float32)
+            return Trained(np.empty(0, np.float32))
         if task == "train":
             vector = self.rng.normal(0, 1, self.dimension).astype(np.float32)
         else:
-            bins = Plan.from_canonical(plan).evaluation.bins
-            vector = self.rng.integers(5_000, 90_000, 2 * bins).astype(np.int64)
+            length = Plan.from_canonical(plan).vector_length(Kind.EVALUATE, 0)
+            vector = self.rng.integers(5_000, 90_000, length).astype(np.int64)
         self.given.append(vector)
-        return vector
+        return Trained(vector)
 
 
 class Site:

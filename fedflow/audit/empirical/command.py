@@ -17,7 +17,9 @@ from fedflow.audit.empirical.white_box import audit_white_box
 from fedflow.crypto.csprng import Csprng
 from fedflow.errors import InputError
 from fedflow.learning.plan import load_plan
-from fedflow.learning.workload import find_workload
+from fedflow.learning.plan_sections import PreprocessingSection
+from fedflow.learning.preprocessing import Prepared, prepared_data
+from fedflow.learning.workload import Workload, find_workload
 
 CANARIES, CANARY_SITES = 1000, 200
 
@@ -45,8 +47,14 @@ def run_audit(
             " without participation.groups and secure_aggregation.density",
             where=str(path),
         )
-    workload = find_workload(plan.plan.workload)
+    workload: Workload = find_workload(plan.plan.workload)
     data = load_sites(workload, files, sites)
+    if plan.is_prepared:  # a canary stands in prepared data, whatever they were
+        data = [prepared_data(site, plan, workload) for site in data]
+        workload, plan = (
+            Prepared(workload),
+            plan.model_copy(update={"preprocessing": PreprocessingSection()}),
+        )
     units_are_sites = plan.privacy.unit == "site"
     count = canaries or (CANARY_SITES if units_are_sites else CANARIES)
     if units_are_sites and white_box:

@@ -10,12 +10,26 @@ memory tensors (names start with "~") hold what was learned so far.
 from __future__ import annotations
 
 from fedflow.learning.methods.base import SUMS, Method, needs_features, unit_batches
+from fedflow.learning.methods.forest import Forest
+from fedflow.learning.methods.gbdt import Gbdt
 from fedflow.learning.methods.histogram import Histogram
+from fedflow.learning.methods.kmeans import KMeans
+from fedflow.learning.methods.linear import Linear
+from fedflow.learning.methods.moments import Moments
+from fedflow.learning.methods.prototypes import Prototypes
 from fedflow.learning.plan import Plan
 
 __all__ = ["SUMS", "Method", "method_of", "needs_features", "unit_batches"]
 
-_METHODS: dict[str, Method] = {"histogram": Histogram()}
+_METHODS: dict[str, Method] = {
+    "forest": Forest(),
+    "gbdt": Gbdt(),
+    "histogram": Histogram(),
+    "kmeans": KMeans(),
+    "linear": Linear(),
+    "moments": Moments(),
+    "prototypes": Prototypes(),
+}
 
 
 def method_of(plan: Plan) -> Method | None:

@@ -7,12 +7,12 @@ that all come to the same bits. :meth:`Method.unit_values` and :meth:`Method.jud
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedflow.errors import Refusal
+from fedflow.errors import Misuse, Refusal
 from fedflow.learning.model_file import Arrays
 
 if TYPE_CHECKING:
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 #: The tensor of a model file that has a place for every summed number.
 SUMS = "sums"
+#: How many sums a running mean is over.
+ROUNDS = "~rounds"
+#: Predictions this near to the ends of a target's bounds are moved away before they are logits.
+_EDGE = 1e-6
 Real = NDArray[np.float64]
 Memory = Mapping[str, NDArray[np.float32]]
 
@@ -60,6 +64,42 @@ class Method(Protocol):
         """
 
 
+class Averaged:
+    """The part of a :class:`Method` whose state is the mean of all sums so far."""
+
+    def memory_sizes(self, plan: Plan, dimension: int) -> dict[str, int]:
+        """How many sums the mean is over."""
+        return {ROUNDS: 1}
+
+    def first_sums(self: Method, workload: Workload, plan: Plan) -> NDArray[np.float32]:
+        """Nothing summed."""
+        return np.zeros(self.dimension(workload, plan), np.float32)
+
+    def step(self, sums: NDArray[np.float32], memory: Memory, total: Real, plan: Plan) -> None:
+        """Take ``total`` into the mean, in place; ``~rounds`` counts the sums."""
+        memory[ROUNDS][0] += 1
+        before = sums.astype(np.float64)
+        sums[:] = before + (total - before) / np.float64(memory[ROUNDS][0])
+
+
+class Describing(Averaged):
+    """That of a method which predicts nothing."""
+
+    def judged(
+        self, workload: Workload, persons: Persons, state: Arrays, plan: Plan
+    ) -> tuple[Real, NDArray[np.float32]]:
+        """Misuse: there is no score."""
+        raise Misuse("what only describes data has no score")
+
+
+def size_of(plan: Plan, name: Literal["bins", "clusters", "neighbours"]) -> int:
+    """A size under ``[method]`` that the plan's rules ask for; Misuse where it is missing."""
+    size: int | None = getattr(plan.method, name)
+    if size is None:
+        raise Misuse(f"a plan of {plan.strategy.name} has method.{name}")
+    return size
+
+
 def needs_features(workload: Workload) -> tuple[int, float, float]:
     """The public number of features and the bounds they lie in; Refusal when they are not said."""
     features, bounds = getattr(workload, "features", None), getattr(workload, "bounds", None)
@@ -73,11 +113,64 @@ def needs_features(workload: Workload) -> tuple[int, float, float]:
     return features, float(low), float(high)
 
 
+def needs_target(workload: Workload) -> tuple[float, float]:
+    """The public bounds of the target (`target_bounds`); Refusal when they are not said."""
+    bounds = getattr(workload, "target_bounds", None)
+    if bounds is None:
+        raise Refusal(
+            "workload-unsuitable",
+            f"workload {workload.name!r} does not say between which public values its target lies"
+            " (attribute `target_bounds`), which this method needs",
+        )
+    low, high = bounds
+    return float(low), float(high)
+
+
+def to_unit(values: NDArray[np.floating], low: float, high: float) -> Real:
+    """``values`` with their bounds at -1 and 1, clipped to them; what is missing is 0."""
+    middle, half = (low + high) / 2, (high - low) / 2
+    out = np.clip((values.astype(np.float64) - middle) / half, -1.0, 1.0)
+    return np.where(np.isnan(out), 0.0, out)
+
+
+def from_unit(values: Real, low: float, high: float) -> Real:
+    """The inverse of :func:`to_unit`."""
+    return (low + high) / 2 + values * ((high - low) / 2)
+
+
+def one_target(units: Persons, low: float, high: float) -> Real:
+    """The target float64[P, R] in [-1, 1]; Refusal where a row has several."""
+    if units.y.ndim != 2:
+        raise Refusal("workload-unsuitable", "this method needs one target per row")
+    return to_unit(units.y, low, high)
+
+
+def scores_of(predicted: Real, low: float, high: float, plan: Plan) -> Real:
+    """Predictions in [-1, 1] as :mod:`fedflow.learning.evaluation` takes scores.
+
+    The value itself for metric "mse". Metrics of two classes take a logit, so that the predicted
+    share of the way from one bound to the other is the probability that is binned between the
+    workload's ``score_range``, and that over a half is a yes.
+    """
+    if plan.evaluation.metric == "mse":
+        return from_unit(predicted, low, high)
+    share = np.clip((predicted + 1.0) / 2.0, _EDGE, 1.0 - _EDGE)
+    return np.asarray(np.log(share / (1.0 - share)), np.float64)
+
+
+def noise_stddev(plan: Plan) -> float:
+    """Standard deviation of the noise in one number of ``total``, in units.
+
+    Of a sum over the fewest sites; with more of them the noise is a little larger, by the root.
+    """
+    privacy = plan.privacy
+    return privacy.noise_multiplier * privacy.clipping_norm / privacy.sample_rate
+
+
 def unit_batches(units: Persons, size: int) -> Iterator[Persons]:
     """``units`` in parts of at most ``size``: bounds memory only."""
     for at in range(0, len(units), size):
-        end = at + size
-        yield type(units)(units.x[at:end], units.y[at:end], units.mask[at:end], units.ids[at:end])
+        yield units.take(slice(at, at + size))
 
 
 def row_weights(units: Persons) -> Real:

@@ -1,0 +1,72 @@
+"""``fedflow job learned``: centres, coefficients, quantiles, for a person."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from fedflow.coordinator.job import load_job
+from fedflow.coordinator.settings import open_coordinator
+from fedflow.errors import Refusal
+from fedflow.exchange import layout
+from fedflow.exchange.base import get_blob
+from fedflow.federation.job_view import view
+from fedflow.learning.model_file import decode_model
+from fedflow.learning.server_state import state_spec
+
+if TYPE_CHECKING:
+    from fedflow.learning.methods.learned import LearnedTable
+
+
+def show_learned(
+    job: Annotated[str, typer.Argument(help="The job's id.")],
+    coordinator: Annotated[Path, typer.Option("--coordinator", help="The coordinator's folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print facts for machines.")] = False,
+) -> None:
+    """What a method without a gradient has learned so far: centres, coefficients, quantiles.
+
+    Only reads the model file, which is released already: it costs no budget.
+    """
+    try:
+        tables = _tables(job, coordinator)
+    except OSError as error:
+        raise Refusal(
+            "exchange-unavailable", f"the exchange cannot be reached now: {error}"
+        ) from None
+    if as_json:
+        typer.echo(json.dumps([table.facts() for table in tables]))
+        return
+    for table in tables:
+        Console().print(_shown(table))
+
+
+def _tables(job: str, coordinator: Path) -> list[LearnedTable]:
+    # torch: not needed for --help, and not there without the extra
+    from fedflow.learning.first_model import plan_spec
+    from fedflow.learning.methods.learned import learned
+    from fedflow.learning.workload import find_workload
+
+    opened = open_coordinator(coordinator)
+    loaded = load_job(opened.exchange, job, opened.authority)
+    plan, workload = loaded.plan, find_workload(loaded.plan.plan.workload)
+    digest = bytes.fromhex(view(opened, job).model)
+    data = get_blob(opened.exchange, layout.blob(job, digest), digest, layout.MAX_MODEL_BYTES)
+    if data is None:
+        raise Refusal("no-model", f"the model of {job} is not in the exchange any more")
+    spec = state_spec(plan_spec(workload, plan), plan)
+    return learned(decode_model(data, spec), workload, plan)
+
+
+def _shown(table: LearnedTable) -> Table:
+    out = Table(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for at, heading in enumerate(table.headings):
+        out.add_column(heading, justify="right" if at else "left")
+    for row in table.rows:
+        out.add_row(*(cell if isinstance(cell, str) else f"{cell:.4g}" for cell in row))
+    return out

@@ -1,0 +1,1 @@
+"""Workloads that come with fedflow: one file each, with the format of its data."""
