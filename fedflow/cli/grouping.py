@@ -36,9 +36,9 @@ class Grouping:
 
     @classmethod
     def of(cls, plan: Plan, sites: int) -> Self | None:
-        """None without groups; Refusal ``too-few-sites`` when they are too small for a sum."""
+        """None where no group trains; Refusal ``too-few-sites`` if they are too small for a sum."""
         groups, cohort = plan.participation.groups, plan.cohort
-        if groups is None:
+        if groups is None or not plan.plan.rounds:
             return None
         check_groups(plan, sites)
         smallest = plan.smallest_sum(sites)

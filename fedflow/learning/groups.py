@@ -65,8 +65,11 @@ def check_asked(plan: Plan, order: Order, roster: Collection[int]) -> None:
 
 
 def check_groups(plan: Plan, sites: int) -> None:
-    """Refusal ``too-few-sites`` when the smallest group of so many sites could open no sum."""
-    if plan.participation.groups is None:
+    """Refusal ``too-few-sites`` when the smallest group of so many sites could open no sum.
+
+    A plan that only scores asks no group: everybody is asked.
+    """
+    if plan.participation.groups is None or not plan.plan.rounds:
         return
     smallest, minimum = plan.smallest_sum(sites), plan.cohort.minimum
     if smallest < minimum:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 MOST_STEPS = 10_000
 #: What each method needs under [method], and what it may have beside.
-_SIZES: dict[str, tuple[set[str], set[str]]] = {
+SIZES: dict[str, tuple[set[str], set[str]]] = {
     "gbdt": ({"trees", "depth"}, {"bins", "ridge"}),
     "forest": ({"trees", "depth"}, {"bins", "ridge"}),
     "kmeans": ({"clusters"}, set()),
@@ -43,7 +43,7 @@ def misfits(plan: Plan) -> Iterator[str]:
         yield f'strategy.name "{strategy.name}" describes data as they are: no [preprocessing]'
     if (strategy.name == "fedsgd" or plan.is_method) != (mechanism == "summed"):
         yield f'strategy.name "{strategy.name}" does not go with privacy.mechanism "{mechanism}"'
-    needed, allowed = _SIZES.get(strategy.name, (set(), set()))
+    needed, allowed = SIZES.get(strategy.name, (set(), set()))
     given = {name for name, size in plan.method if size is not None}
     for name in sorted(needed - given):
         yield f'method.{name} is missing for strategy.name "{strategy.name}"'

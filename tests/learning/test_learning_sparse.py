@@ -142,7 +142,7 @@ def test_a_sparse_update_is_the_dense_one_of_one_step_at_its_coordinates():
         vector = contribution(
             randhie, people(), state, plan, Kind.TRAIN, sites=4, value_range=8.0,
             csprng=Csprng.from_seed(bytes(32)),
-        )  # fmt: skip
+        ).vector  # fmt: skip
         vectors.append(vector / plan.coding(4, 8.0).values.scale)
     places = sent_places(plan, len(vectors[0]), 0)
     noise = 1.5 * plan.privacy.clipping_norm / plan.divisor(randhie.reference_persons)
