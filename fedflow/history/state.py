@@ -6,6 +6,7 @@ died may go on from an earlier state and leave a branch behind.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,6 +94,16 @@ def check_order(state: State, order: Order) -> None:
         raise Violation("wrong-model", "the order's range is not the one its history produces")
 
 
+def check_due(memory: Mapping[str, NDArray[np.float32]], order: Order) -> None:
+    """Violation ``wrong-round`` unless a training order's round is the one its model is due for.
+
+    ``memory`` holds the tensors of the model file, or its memory alone. Where that counts rounds,
+    they decide who is asked and which coordinates are sent; elsewhere all rounds are alike.
+    """
+    if ROUND in memory and rounds_done(memory) != order.round - 1:
+        raise Violation("wrong-round", "the order's round is not the one its model is due for")
+
+
 def advance(
     rules: Rules,
     state: State,
@@ -120,9 +131,7 @@ def advance(
     dimension = rules.manifest.dimension
     check_asked(plan, order, [entry.index for entry in rules.manifest.roster])
     try:
-        before = memory_views(vector, plan, dimension)
-        if ROUND in before and rounds_done(before) != order.round - 1:
-            raise Violation("wrong-round", "the order's round is not the one its model is due for")
+        check_due(memory_views(vector, plan, dimension), order)
         after = next_model(vector, total, count, plan, now, sites=rules.sites, dimension=dimension)
         memory = memory_views(after, plan, dimension)
         norm = memory.get(CLIPPING_NORM)

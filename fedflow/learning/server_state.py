@@ -20,6 +20,8 @@ The methods of :mod:`fedflow.learning.methods` have tensors of their own.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -104,7 +106,7 @@ def clipping_norm_of(state: Arrays, plan: Plan) -> float:
     return float(state[CLIPPING_NORM][0]) if CLIPPING_NORM in state else plan.privacy.clipping_norm
 
 
-def rounds_done(memory: Arrays) -> int:
+def rounds_done(memory: Mapping[str, NDArray[np.float32]]) -> int:
     """Training rounds that led to this model; 0 where the plan does not have them counted.
 
     ``memory`` holds the tensors of a model file, or its memory alone.

@@ -197,7 +197,7 @@ async def _model(services: SiteServices, order: Order, following: Following) -> 
     """The order's model; an exchange that is down is asked again while the order is open."""
     while True:
         try:
-            return await in_thread(services.exchange, following.model, order.model)
+            return await in_thread(services.exchange, following.due_model, order)
         except Missing:
             raise Missed("model") from None
         except OSError:

@@ -9,8 +9,9 @@ from job_room import JOB, Room, drive, make_plan
 
 from fedflow.coordinator import runner as runner_module
 from fedflow.coordinator import secure_round
-from fedflow.errors import Aborted, Refusal
+from fedflow.errors import Aborted, Refusal, Violation
 from fedflow.exchange import layout
+from fedflow.history import check_due
 from fedflow.learning.groups import deal
 from fedflow.learning.model_file import decode_model
 from fedflow.learning.server_state import GROUP_MEANS, ROUND
@@ -166,14 +167,40 @@ async def test_a_job_of_too_few_sites_for_its_groups_is_never_signed(tmp_path):
         Room(tmp_path, make_plan(**PLAN), labels=NINE[:8])
 
 
-async def test_a_round_that_is_not_due_makes_no_model(tmp_path):
-    """The counter in the model says whose turn it is: a group cannot be heard twice."""
+async def test_a_round_that_is_not_due_is_not_trained(tmp_path):
+    """The counter in the model says whose turn it is: a group cannot be heard twice.
+
+    Else a site could be asked in a later cycle's round too, from the model of this one.
+    """
     room = Room(tmp_path, make_plan(**PLAN), labels=NINE)
     room.start()
     runner = room.runner()
     await runner.wait_for_sites(5, enough=9)
     runner.dispatch(2, 1, Kind.TRAIN)
-    with pytest.raises(Aborted, match="is not the one its model is due for") as caught:
+    with pytest.raises(Aborted, match="refused: wrong-round"):
         await runner.collect()
-    assert caught.value.code == "wrong-round"
+    assert [site.charges() for site in room.sites.values()] == [[]] * 9
     await room.stop()
+
+
+async def test_no_other_coordinates_can_be_asked_for(tmp_path):
+    """They follow from the plan and the model's counter, whatever the order says."""
+    room = Room(tmp_path, make_plan(secure_aggregation__density=0.5))
+    room.start()
+    runner = room.runner()
+    await runner.wait_for_sites(5, enough=len(room.sites))
+    runner.dispatch(2, 1, Kind.TRAIN)
+    with pytest.raises(Aborted, match="refused: wrong-round"):
+        await runner.collect()
+    assert not any(site.charges() for site in room.sites.values())
+    await room.stop()
+
+
+def test_a_sum_of_a_round_that_is_not_due_makes_no_model(tmp_path):
+    """If all sites lied together, nobody who reads the history would follow."""
+    room = Room(tmp_path, make_plan(**PLAN), labels=NINE)
+    order, _ = room.make_order(round=2)
+    with pytest.raises(Violation, match="is not the one its model is due for"):
+        check_due({ROUND: np.zeros(1, np.float32)}, order)
+    check_due({ROUND: np.ones(1, np.float32)}, order)
+    check_due({}, order)
