@@ -67,6 +67,6 @@ def _expected(job: str, plan: Plan) -> set[tuple[str, str, int, float]]:
     """What a charge for training, and one for evaluation, says."""
     rounds, delta = plan.plan.rounds, plan.privacy.delta
     return {
-        (job, training_event(plan).canonical(), rounds, delta),
+        (job, training_event(plan).canonical(), plan.trainings(rounds), delta),
         (job, evaluation_event(plan).canonical(), evaluations(plan, rounds), delta),
     }

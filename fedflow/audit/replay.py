@@ -46,6 +46,7 @@ from fedflow.history import (
     first_state,
     model_file,
 )
+from fedflow.learning.groups import check_asked
 from fedflow.learning.model_file import decode_model, flatten, spec_of
 from fedflow.report import words
 from fedflow.secagg.cohort import Cohort
@@ -155,6 +156,7 @@ class Replay:
         size = job.plan.vector_length(kind, job.manifest.dimension)
         if order.dimension != size:
             raise Violation("bad-order", "the order's vector length is not the plan's")
+        check_asked(job.plan, order, job.roster)
         before = self._states.get(order.previous)
         if before is None:
             self._orphans.append(sequence)

@@ -71,7 +71,7 @@ def calibrate(
     if spare is None:
         spare = Dataset.model_fields["spare_rounds"].default if fixed else 0
     rounds = loaded.plan.rounds
-    train = Spending(max(rounds, 1), budget, trials, spare)
+    train = Spending(max(loaded.trainings(rounds), 1), budget, trials, spare)
     scores = evaluations(loaded, rounds)
     scored = dataclasses.replace(train, releases=max(scores, 1))
     held_out = epsilon if evaluation_epsilon is None else evaluation_epsilon
@@ -151,6 +151,8 @@ def _remarks(plan: Plan, spending: Spending, accounting: Accounting) -> str:
     unit = plan.privacy.unit
     rounds = plan.plan.rounds
     counted = f"{rounds} rounds" if rounds else "one evaluation, as nothing is trained"
+    if plan.cycle > 1:
+        counted += f", of which each site is asked in {spending.releases}"
     if spending.spare:
         counted += f" and {spending.spare} more attempts"
     if spending.trials > 1:

@@ -27,6 +27,12 @@ def demo(
     epsilon: Annotated[
         float, typer.Option(min=0.1, max=100, help="Privacy budget ε that each site grants.")
     ] = 3.0,
+    sites: Annotated[
+        int | None,
+        typer.Option(
+            min=3, max=20, help="Deal the persons to so many sites. Default: the experiment's six."
+        ),
+    ] = None,
     keep_server: Annotated[
         bool, typer.Option("--keep-server", help="Leave the Prefect UI open at the end.")
     ] = False,
@@ -35,7 +41,7 @@ def demo(
     ] = False,
 ) -> None:
     """Train one model over six sites on this machine: real processes, real protocol, real data."""
-    labels = [f"site-{number}" for number in range(1, 7)]
+    labels = [f"site-{number}" for number in range(1, (sites or 6) + 1)]
     if drop_site not in [*labels, "none"]:
         raise InputError(
             f"{drop_site!r} is not a site",
@@ -53,6 +59,7 @@ def demo(
         drop_site=None if drop_site == "none" else drop_site,
         keep_server=keep_server,
         as_json=as_json,
+        sites=sites,
     )
     facts = Demo(options, Console(stderr=as_json)).run()
     if not facts["audit_ok"] or facts["stopped_early"]:

@@ -197,7 +197,7 @@ def show(
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     personal = any(record.personalised is not None for record in one.records)
     scores = [METRICS[one.metric].label, *(["personalised"] if personal else [])]
-    for heading in ("round", "sites", "without", *scores, "seconds"):
+    for heading in ("round", "sites", "without", *scores, "seconds", "sent per site"):
         table.add_column(heading, justify="left" if heading == "without" else "right")
     for record in one.records:
         without = [*record.refused, *record.dropped, *record.absent]
@@ -208,6 +208,7 @@ def show(
             "" if record.score is None else f"{record.score:.3f}",
             *([] if not personal else [words.auc(record.personalised)]),
             f"{record.seconds:.1f}",
+            words.size(record.bytes_per_site),
         )
     if one.records:
         console.print(table)

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from fedflow.cli.calibrate import calibrate
+from fedflow.cli.grouping import Grouping
 from fedflow.cli.plan_tables import (
     advice,
     assumption,
@@ -21,6 +22,7 @@ from fedflow.cli.plan_tables import (
 )
 from fedflow.cli.rounding import Rounding
 from fedflow.errors import Refusal
+from fedflow.learning.groups import check_groups
 from fedflow.learning.plan import Plan, load_plan
 from fedflow.privacy.exposure import exposure
 from fedflow.privacy.plan_cost import plan_cost
@@ -28,6 +30,7 @@ from fedflow.secagg.params import MAX_COHORT, Thresholds
 from fedflow.site.policy import check_plan, load_policy
 
 if TYPE_CHECKING:
+    from fedflow.cli.sending import Sending
     from fedflow.cli.shares import Shares
     from fedflow.learning.workload import Workload
 
@@ -48,11 +51,15 @@ def check(
 ) -> None:
     """Validate a plan; show ε of every round, thresholds, rounding, that no sum overflows."""
     loaded = load_plan(plan)
+    check_groups(loaded, sites)
     thresholds = Thresholds.for_cohort(sites, loaded.cohort.colluders, loaded.cohort.minimum)
     workload = _workload(loaded)
     rounding = Rounding.of(loaded, sites, workload.reference_persons if workload else None)
     trains = loaded.plan.rounds > 0
     shares = _shares(loaded, sites, workload) if trains else None
+    sending = _sending(loaded, workload) if trains else None
+    grouping = Grouping.of(loaded, sites)
+    survivors = grouping.survivors if grouping else thresholds.survivors
     cost, seen = plan_cost(loaded), exposure(loaded, sites)
     # The proof needs no range: both grids of a training round have the same largest number.
     proof = loaded.coding(sites, 1.0).values.proof()
@@ -81,8 +88,10 @@ def check(
             "unit": loaded.privacy.unit,
             "delta": cost.delta,
             "assumption": assumption(loaded),
-            "advice": advice(loaded, thresholds.survivors),
+            "advice": advice(loaded, survivors),
             "shares": shares.facts() if shares else None,
+            "sending": sending.facts() if sending else None,
+            "groups": grouping.facts() if grouping else None,
             "rounds": [vars(row) for row in cost.rows],
             "exposure": exposure_facts(seen),
             "counted": counted(loaded, sites),
@@ -110,7 +119,11 @@ def check(
     if shares:
         for sentence in shares.sentences(loaded):
             console.print(sentence)
-    if hint := advice(loaded, thresholds.survivors):
+    for sentence in grouping.sentences() if grouping else ():
+        console.print(sentence)
+    if sending:
+        console.print(sending.sentence())
+    if hint := advice(loaded, survivors):
         console.print(f"[yellow]hint:[/] {hint}")
     console.print(assumption(loaded))
     if trains:
@@ -139,6 +152,15 @@ def _shares(plan: Plan, sites: int, workload: Workload | None) -> Shares | None:
     from fedflow.cli.shares import Shares
 
     return Shares.of(plan, sites, workload)
+
+
+def _sending(plan: Plan, workload: Workload | None) -> Sending | None:
+    """What each site sends; None when the workload is unknown."""
+    if workload is None:
+        return None
+    from fedflow.cli.sending import Sending
+
+    return Sending.of(plan, workload)
 
 
 def _graph(thresholds: Thresholds) -> str:

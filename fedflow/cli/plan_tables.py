@@ -115,6 +115,8 @@ def remarks(plan: Plan, sites: int) -> str:
         f" sum of only {cohort.minimum} sites. Everyone: sees models and sums of all {sites}"
         " sites and added no noise itself; a site that did knows one share of them.",
     ]
+    if plan.cycle > 1:
+        words.append("A site trains once in a cycle of groups, and pays for that only.")
     if plan.privacy.mechanism == "local":
         words.append(
             "Training noise is each site's own, so it is the same against everyone; what other"

@@ -39,11 +39,11 @@ class Rounding:
             first, noise = (None if fixed == "auto" else fixed), None
         else:
             first = initial_range(plan, reference_persons)
-            noise = update_noise_stddev(plan, reference_persons) / sites**0.5
+            noise = update_noise_stddev(plan, reference_persons) / plan.smallest_sum(sites) ** 0.5
         if first is None:
             return cls(sites, True, None, None, None, noise, "")
         grid = plan.coding(sites, first).values
-        rounding, warning = grid.rounding_stddev(sites), ""
+        rounding, warning = grid.rounding_stddev(plan.smallest_sum(sites)), ""
         if noise is not None and rounding > TOLERATED * noise:
             share = _percent(rounding / noise)
             warning = (
@@ -76,7 +76,7 @@ class Rounding:
 
 def _advice(plan: Plan, sites: int, value_range: float, noise: float) -> str:
     """The setting that brings rounding under what is tolerated."""
-    site_noise = noise * sites**0.5
+    site_noise = noise * plan.smallest_sum(sites) ** 0.5
     steps = value_range / (2.0 * TOLERATED * site_noise)  # R at least; the number of sites cancels
     enough = [
         bits

@@ -43,10 +43,10 @@ class Shares:
         """
         sensitivity = unit_sensitivity(plan, plan.privacy.clipping_norm, workload.reference_persons)
         bit = plan.privacy.clipping_quantile is not None
-        dimension = plan_spec(workload, plan).dimension + bit
+        dimension = plan.sent(plan_spec(workload, plan).dimension) + bit
         coding = plan.coding(sites, initial_range(plan, workload.reference_persons))
         steps = share_stddev(plan, coding, dimension, sensitivity)
-        event = training_event(plan).repeated(max(plan.plan.rounds, 1))
+        event = training_event(plan).repeated(max(plan.trainings(plan.plan.rounds), 1))
         sampled = event.sample_rate < 1.0
         return cls(
             dimension=dimension,

@@ -127,6 +127,8 @@ def attempt(
 def _sites(
     workload: Workload, files: Sequence[Path], sites: int | None, plan: Plan
 ) -> list[PersonData]:
+    from fedflow.learning.groups import check_groups
+
     parts = [workload.load(path) for path in files]
     if sites is not None:
         if len(parts) != 1:
@@ -138,6 +140,7 @@ def _sites(
             " files, or deal one with --sites",
             field="DATA",
         )
+    check_groups(plan, len(parts))
     return parts
 
 

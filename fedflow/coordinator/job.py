@@ -12,6 +12,7 @@ from typing import Any
 from fedflow.crypto.identity import Identity, PublicKey
 from fedflow.errors import InputError, Misuse, Refusal, Violation
 from fedflow.exchange import Exchange, layout
+from fedflow.learning.groups import check_groups
 from fedflow.learning.model_file import ModelSpec, model_digest
 from fedflow.learning.plan import Plan
 from fedflow.learning.server_state import model_spec_of
@@ -83,6 +84,7 @@ def sign_job(
             "too-few-sites",
             f"the roster has {len(sites)} sites, the plan's minimum is {plan.cohort.minimum}",
         )
+    check_groups(plan, len(sites))
     Thresholds.for_cohort(len(sites), plan.cohort.colluders, plan.cohort.minimum)
     needed = plan.secure_aggregation.value_range == "auto" or plan.privacy.mechanism == "summed"
     if needed and reference_persons is None:

@@ -92,6 +92,12 @@ class RoundRecord:
             }
 
     @property
+    def bytes_per_site(self) -> float | None:
+        """The mean over the sites that sent something; None where that is not known."""
+        sent = [n for n in self.bytes.values() if n]
+        return sum(sent) / len(sent) if sent else None
+
+    @property
     def verdict(self) -> str:
         """The score as a person reads it: ``AUC 0.701 ± 0.012``; empty without one."""
         if self.score is None:

@@ -27,6 +27,7 @@ from fedflow.crypto.csprng import Csprng
 from fedflow.errors import Aborted, Misuse, Refusal, Violation
 from fedflow.exchange import layout
 from fedflow.history import State, advance, model_file
+from fedflow.learning.groups import group_of_round
 from fedflow.orders import read_order
 from fedflow.wire.messages import Kind, Order
 
@@ -115,9 +116,15 @@ class JobRunner(JobProgress):
         most = self.coordinator.settings.max_attempts if most is None else most
         return self._attempts.numbers(number, kind, most)
 
-    def _invited(self, kind: Kind, expected: set[int]) -> tuple[int, ...]:
-        """Whom a round asks; none for everybody. An evaluation asks all that are there."""
+    def _invited(self, kind: Kind, number: int, expected: set[int]) -> tuple[int, ...]:
+        """Whom a round asks; none for everybody. An evaluation asks all that are there.
+
+        A group is asked as a whole, in every attempt: who is in it is not this coordinator's to
+        say, and who is away is waited for as in any round.
+        """
         plan, labels = self.job.plan, self.job.labels
+        if plan.participation.groups is not None and kind is Kind.TRAIN:
+            return group_of_round(plan, self.job.digest, labels, number)
         if kind is not Kind.TRAIN or cohort_size(plan, len(labels)) == len(labels):
             return ()
         asked = self.history_of_sites()
@@ -170,7 +177,7 @@ class JobRunner(JobProgress):
             value_range=state.value_range,
             dimension=plan.vector_length(kind, self.job.manifest.dimension),
             deadline=int((time.time() + plan.order_seconds) * 1000),
-            invited=self._invited(kind, expected),
+            invited=self._invited(kind, number, expected),
         )
 
     def dispatch(self, number: int, attempt: int, kind: Kind) -> SecureRound:

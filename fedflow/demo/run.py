@@ -41,6 +41,7 @@ class Options:
     drop_site: str | None
     keep_server: bool
     as_json: bool
+    sites: int | None = None
 
 
 class Demo:
@@ -56,7 +57,7 @@ class Demo:
         options = self._options
         job = f"{options.plan.plan.name}-{time.strftime('%m%d-%H%M%S')}"
         with _one_interrupt(), ExitStack() as stack:
-            world = build_world(options.folder, options.plan, job, options.epsilon)
+            world = build_world(options.folder, options.plan, job, options.epsilon, options.sites)
             stack.callback(world.close)
             rounds = options.plan.plan.rounds
             watch = Watch(self._console, world.labels, rounds, quiet=options.as_json)

@@ -15,7 +15,7 @@ from fedflow.crypto.identity import Identity
 from fedflow.errors import InputError
 from fedflow.learning.first_model import first_model
 from fedflow.learning.plan import Plan
-from fedflow.learning.randhie import partition_sites, vendored_table
+from fedflow.learning.randhie import deal_persons, partition_sites, vendored_table
 from fedflow.site.config import init_site
 from fedflow.site.policy import template
 from fedflow.site.socket_protocol import MAX_PATH
@@ -62,10 +62,13 @@ class World:
             shutil.rmtree(self.sockets, ignore_errors=True)
 
 
-def build_world(folder: Path, plan: Plan, job: str, epsilon: float) -> World:
+def build_world(
+    folder: Path, plan: Plan, job: str, epsilon: float, sites: int | None = None
+) -> World:
     """Make the federation in ``folder``, which must be new or empty.
 
-    ``epsilon`` is the budget every site's policy grants its data set.
+    ``epsilon`` is the budget every site's policy grants its data set. The sites are the six of the
+    experiment or, with ``sites``, so many, among whom its persons are dealt.
     """
     if folder.exists() and any(folder.iterdir()):
         raise InputError(
@@ -81,8 +84,9 @@ def build_world(folder: Path, plan: Plan, job: str, epsilon: float) -> World:
     coordinator = init_coordinator(
         folder / "coordinator", exchange=str(exchange), authority=authority.public
     )
-    sites = {}
-    for number, rows in partition_sites(vendored_table()).items():
+    table, keys = vendored_table(), {}
+    parts = partition_sites(table) if sites is None else deal_persons(table, sites)
+    for number, rows in parts.items():
         label = f"site-{number}"
         path = folder / "sites" / label
         policy = template(
@@ -106,14 +110,14 @@ def build_world(folder: Path, plan: Plan, job: str, epsilon: float) -> World:
         )
         (path / DATA_FILE).write_bytes(rows)
         (path / DATA_FILE).chmod(0o600)
-        sites[label] = identity.public
+        keys[label] = identity.public
     first = first_model(plan)
     opened = open_coordinator(folder / "coordinator")
     create_job(
         opened.exchange,
         job=job,
         plan=plan,
-        sites=sites,
+        sites=keys,
         coordinator=coordinator.public,
         authority=authority,
         initial_model=first.file,
@@ -123,7 +127,7 @@ def build_world(folder: Path, plan: Plan, job: str, epsilon: float) -> World:
     loaded = load_job(opened.exchange, job, authority.public)
     write_roster(folder / "audit" / "roster.json", loaded, authority.public)
     (folder / "plan.json").write_text(json.dumps(json.loads(plan.canonical()), indent=2))
-    return World(folder, sockets, opened, loaded, sorted(sites))
+    return World(folder, sockets, opened, loaded, sorted(keys))
 
 
 def _socket_folder(folder: Path) -> Path:

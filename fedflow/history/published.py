@@ -83,7 +83,8 @@ class Published:
         return verify_transcript(
             transcript,
             round_ctx=RoundContext.of(self.order).digest(),
-            roster=self._job.roster,
+            # Whoever was not asked is nobody in this round: else an order's word means nothing.
+            roster={s: key for s, key in self._job.roster.items() if self.order.invites(s)},
             colluders=plan.cohort.colluders,
             minimum=plan.cohort.minimum,
             suite_number=plan.suite,

@@ -6,15 +6,23 @@ died may go on from an earlier state and leave a branch behind.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedflow.errors import Misuse, Violation
+from fedflow.learning.groups import check_asked
 from fedflow.learning.model_file import ModelSpec, encode_model, model_digest, unflatten
 from fedflow.learning.plan import Plan
-from fedflow.learning.server_state import CLIPPING_NORM, memory_views, model_spec_of
+from fedflow.learning.server_state import (
+    CLIPPING_NORM,
+    ROUND,
+    memory_views,
+    model_spec_of,
+    rounds_done,
+)
 from fedflow.learning.strategy import next_model
 from fedflow.learning.value_range import next_range
 from fedflow.secagg.context import RoundContext
@@ -86,6 +94,16 @@ def check_order(state: State, order: Order) -> None:
         raise Violation("wrong-model", "the order's range is not the one its history produces")
 
 
+def check_due(memory: Mapping[str, NDArray[np.float32]], order: Order) -> None:
+    """Violation ``wrong-round`` unless a training order's round is the one its model is due for.
+
+    ``memory`` holds the tensors of the model file, or its memory alone. Where that counts rounds,
+    they decide who is asked and which coordinates are sent; elsewhere all rounds are alike.
+    """
+    if ROUND in memory and rounds_done(memory) != order.round - 1:
+        raise Violation("wrong-round", "the order's round is not the one its model is due for")
+
+
 def advance(
     rules: Rules,
     state: State,
@@ -110,9 +128,12 @@ def advance(
     if total is None or total.shape != (order.dimension,):
         raise Misuse("a training round's history needs its sum")
     count, plan, now = len(transcript.survivors), rules.plan, state.value_range
+    dimension = rules.manifest.dimension
+    check_asked(plan, order, [entry.index for entry in rules.manifest.roster])
     try:
-        after = next_model(vector, total, count, plan, now, sites=rules.sites)
-        memory = memory_views(after, plan, rules.manifest.dimension)
+        check_due(memory_views(vector, plan, dimension), order)
+        after = next_model(vector, total, count, plan, now, sites=rules.sites, dimension=dimension)
+        memory = memory_views(after, plan, dimension)
         norm = memory.get(CLIPPING_NORM)
         following = next_range(
             plan,

@@ -30,7 +30,9 @@ from fedflow.learning.batches import poisson_batches, unit_losses
 from fedflow.learning.clipping import Clipper
 from fedflow.learning.local_layers import is_local
 from fedflow.learning.model_file import Arrays, flatten
+from fedflow.learning.objective import objective
 from fedflow.learning.plan import Plan
+from fedflow.learning.sparse import Places
 from fedflow.learning.workload import (
     PersonData,
     Workload,
@@ -49,19 +51,21 @@ def train_private(
     csprng: Csprng,
     *,
     correction: NDArray[np.float64] | None = None,
+    places: Places | None = None,
 ) -> NDArray[np.float32]:
     """The change of the model, float32[d], after the plan's private local steps on ``data.train``.
 
     ``arrays`` has all that is trained, local layers too, and the change is of all of it, in the
     order of names. ``correction`` is added to every step's gradient of what travels (SCAFFOLD's
-    c - c_i), float64 of that size.
+    c - c_i), float64 of that size. With ``places`` only these coordinates of what travels change
+    (:mod:`fedflow.learning.sparse`).
 
     Its cost is ``plan.local_steps`` Poisson-subsampled Gaussian events at the plan's rate and
     noise, for all that is computed from the noised steps. ``arrays`` is not changed. Aborted
     "diverged" when the result is not finite (a fact about noised steps only); Refusal as
     :class:`~fedflow.learning.clipping.Clipper` raises it.
     """
-    privacy = plan.privacy
+    privacy, workload = plan.privacy, objective(workload, plan)
     model = model_with(workload, arrays)
     optimizer = _optimizer(model, plan)
     clipper = Clipper(
@@ -76,7 +80,7 @@ def train_private(
         stddev=privacy.noise_multiplier * privacy.clipping_norm,
         divisor=privacy.sample_rate * workload.reference_persons,
         csprng=csprng.child("noise"),
-        steering=Steering(model, plan, correction),
+        steering=Steering(model, plan, correction, places),
     )
     units = units_of(data.train, privacy.unit)
     sampling = csprng.child("sampling")
@@ -119,24 +123,34 @@ class Steering:
     """What a strategy adds to the gradient of every local step, from public or noised values only.
 
     FedProx (Li et al., MLSys 2020): ``mu (w - w_global)``, as of a loss ``mu/2 |w - w_global|²``.
-    SCAFFOLD (Karimireddy et al., ICML 2020): the constant ``c - c_i``. ``model`` is to hold the
-    global model when this is made. Layers that stay at the site are left to themselves: they have
+    SCAFFOLD (Karimireddy et al., ICML 2020): the constant ``c - c_i``. A sparse update: nothing is
+    left of the gradient of coordinates that are not in ``places``. ``model`` is to hold the global
+    model when this is made. Layers that stay at the site are left to themselves: they have
     no global model to be pulled to.
     """
 
     def __init__(
-        self, model: torch.nn.Module, plan: Plan, correction: NDArray[np.float64] | None
+        self,
+        model: torch.nn.Module,
+        plan: Plan,
+        correction: NDArray[np.float64] | None,
+        places: Places | None = None,
     ) -> None:
         self._proximal = plan.training.proximal
         shared = [p for name, p in trained_parameters(model) if not is_local(name, plan)]
         self._anchors = {p: p.detach().clone() for p in shared}
         self._corrections: dict[torch.Tensor, torch.Tensor] = {}
+        self._resting: dict[torch.Tensor, torch.Tensor] = {}
         at = 0
         for parameter in shared:
             end = at + parameter.numel()
             if correction is not None:
                 part = torch.from_numpy(correction[at:end]).view_as(parameter)
                 self._corrections[parameter] = part.to(parameter.dtype)
+            if places is not None:
+                rests = torch.ones(parameter.numel(), dtype=torch.bool)
+                rests[torch.from_numpy(places[(places >= at) & (places < end)] - at)] = False
+                self._resting[parameter] = rests.view_as(parameter)
             at = end
 
     def __call__(self) -> None:
@@ -148,6 +162,8 @@ class Steering:
                 parameter.grad.add_(parameter.detach() - anchor, alpha=self._proximal)
             if parameter in self._corrections:
                 parameter.grad.add_(self._corrections[parameter])
+            if parameter in self._resting:
+                parameter.grad.masked_fill_(self._resting[parameter], 0.0)
 
 
 def train_plain(
@@ -158,13 +174,15 @@ def train_plain(
     csprng: Csprng,
     *,
     correction: NDArray[np.float64] | None = None,
+    places: Places | None = None,
 ) -> NDArray[np.float32]:
     """As :func:`train_private`, without clipping and noise and divided by this data's own size.
 
     Not private: for a site whose whole change is clipped and noised, and for baselines.
     """
+    workload = objective(workload, plan)
     model = model_with(workload, arrays)
-    optimizer, steering = _optimizer(model, plan), Steering(model, plan, correction)
+    optimizer, steering = _optimizer(model, plan), Steering(model, plan, correction, places)
     units, rate = units_of(data.train, plan.privacy.unit), plan.privacy.sample_rate
     for batch in poisson_batches(units, plan.local_steps, rate, csprng):
         optimizer.zero_grad()

@@ -107,14 +107,34 @@ class Plan(Section):
     def vector_length(self, kind: Kind, model_dimension: int) -> int:
         """Coordinates in the sum of such a round; the model has ``model_dimension`` parameters.
 
-        A training round has one more than the model: the last is the site's weight. With adaptive
-        clipping the one before it says whether the site's update was within the clipping norm. An
-        evaluation has the counts of one model or two, and the sites by score.
+        A training round has one more than it sends of the model: the last is the site's weight.
+        With adaptive clipping the one before it says whether the site's update was within the
+        clipping norm. An evaluation has the counts of one model or two, and the sites by score.
         """
         if kind is Kind.EVALUATE:
             models = 1 + self.evaluation.personalised
             return models * self.score_length + (self.evaluation.fairness_bins or 0)
-        return model_dimension + 1 + (self.privacy.clipping_quantile is not None)
+        return self.sent(model_dimension) + 1 + (self.privacy.clipping_quantile is not None)
+
+    def sent(self, model_dimension: int) -> int:
+        """How many of the model's coordinates a training round sends."""
+        density = self.secure_aggregation.density
+        if density == 1.0:
+            return model_dimension
+        return min(model_dimension, max(1, math.ceil(density * model_dimension - 1e-9)))
+
+    @property
+    def cycle(self) -> int:
+        """Training rounds that make one step of the model: more than one with groups of sites."""
+        return self.participation.groups or 1
+
+    def trainings(self, rounds: int) -> int:
+        """How many of the first ``rounds`` training rounds may ask one and the same site."""
+        return -(-rounds // self.cycle)
+
+    def smallest_sum(self, sites: int) -> int:
+        """How many of ``sites`` the smallest training round asks, if all of them are there."""
+        return sites // self.cycle
 
     @property
     def score_length(self) -> int:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 MOST_STEPS = 10_000
 #: What each method needs under [method], and what it may have beside.
-_SIZES: dict[str, tuple[set[str], set[str]]] = {
+SIZES: dict[str, tuple[set[str], set[str]]] = {
     "gbdt": ({"trees", "depth"}, {"bins", "ridge"}),
     "forest": ({"trees", "depth"}, {"bins", "ridge"}),
     "kmeans": ({"clusters"}, set()),
@@ -43,12 +43,19 @@ def misfits(plan: Plan) -> Iterator[str]:
         yield f'strategy.name "{strategy.name}" describes data as they are: no [preprocessing]'
     if (strategy.name == "fedsgd" or plan.is_method) != (mechanism == "summed"):
         yield f'strategy.name "{strategy.name}" does not go with privacy.mechanism "{mechanism}"'
-    needed, allowed = _SIZES.get(strategy.name, (set(), set()))
+    needed, allowed = SIZES.get(strategy.name, (set(), set()))
     given = {name for name, size in plan.method if size is not None}
     for name in sorted(needed - given):
         yield f'method.{name} is missing for strategy.name "{strategy.name}"'
     for name in sorted(given - needed - allowed):
         yield f'method.{name} is not for strategy.name "{strategy.name}"'
+    yield from _of_losses(plan)
+    yield from _of_groups(plan)
+    if plan.secure_aggregation.density < 1 and strategy.name not in ("fedavg", "fedsgd"):
+        yield (
+            f'strategy.name "{strategy.name}" needs all coordinates in every round: leave out'
+            " secure_aggregation.density"
+        )
     if strategy.name in ("gbdt", "forest"):
         yield from _of_trees(plan)
     if mechanism == "summed":
@@ -98,6 +105,39 @@ def misfits(plan: Plan) -> Iterator[str]:
             yield 'strategy.name "scaffold" needs training.optimizer "sgd" without momentum'
         if strategy.weighting != "uniform":
             yield 'with strategy.name "scaffold" strategy.weighting is "uniform"'
+
+
+def _of_losses(plan: Plan) -> Iterator[str]:
+    weights, training = plan.training.class_weights, plan.training
+    if len(weights) == 1:
+        yield "training.class_weights has a number for each class, two at least"
+    if weights and plan.evaluation.metric == "mse":
+        yield 'training.class_weights is for classes, and metric "mse" has none'
+    for name, used in (
+        ("class_weights", bool(weights)),
+        ("robust_loss", training.robust_loss is not None),
+    ):
+        if used and plan.is_method:
+            yield f'training.{name} needs a loss, and strategy.name "{plan.strategy.name}" has none'
+
+
+def _of_groups(plan: Plan) -> Iterator[str]:
+    groups, asked = plan.participation.groups, plan.participation
+    if groups is None:
+        return
+    if plan.strategy.name not in ("fedavg", "fedsgd"):
+        yield f'strategy.name "{plan.strategy.name}" does not go with participation.groups'
+    if asked.fraction < 1 or asked.spare or asked.strata or asked.selection != "random":
+        yield "with participation.groups the groups say who is asked: leave out the rest"
+    if plan.plan.rounds % groups:
+        yield f"plan.rounds is a multiple of participation.groups, {groups}: the rounds of a cycle"
+    if plan.evaluation.every % groups:
+        yield (
+            f"evaluation.every is a multiple of participation.groups, {groups}: within a cycle the"
+            " model stays as it is"
+        )
+    if plan.privacy.clipping_quantile is not None:
+        yield "with participation.groups no privacy.clipping_quantile: wrong sites would move it"
 
 
 def _of_trees(plan: Plan) -> Iterator[str]:

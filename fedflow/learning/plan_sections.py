@@ -81,6 +81,12 @@ class ParticipationSection(Section):
         max_length=64,
         description="patterns of site labels; each has a part of the places in proportion",
     )
+    groups: int | None = Field(
+        default=None,
+        ge=3,
+        le=1_000,
+        description="sums of a cycle, each of other sites, whose median is the step; odd is best",
+    )
 
 
 class StrategySection(Section):
@@ -205,6 +211,17 @@ class TrainingSection(Section):
     proximal: float = Field(
         default=0.0, ge=0, le=1_000, description="FedProx: pull towards the global model, its mu"
     )
+    class_weights: tuple[Annotated[float, Field(gt=0, le=1_000)], ...] = Field(
+        default=(),
+        max_length=1_000,
+        description="factors on the loss of a row, by its class from 0 on; public numbers",
+    )
+    robust_loss: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="q of the generalised cross entropy, which bounds what a wrong label does",
+    )
     local_layers: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.*?-]{1,200}$")], ...] = Field(
         default=(),
         max_length=64,
@@ -312,6 +329,12 @@ class SecureAggregationSection(Section):
 
     bits: int = Field(ge=8, le=32, description="bits per coordinate of a training round")
     value_range: Literal["auto"] | float = Field(description=_RANGE)
+    density: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="of the coordinates, trained and sent in a round; 1 is all of them",
+    )
     suite: Literal["x25519", "x25519-mlkem768"] = Field(
         default="x25519", description="key agreement; the second also withstands quantum computers"
     )

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import io
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
@@ -160,11 +162,25 @@ def vendored_table() -> bytes:
 
 def partition_sites(table: bytes, column: str = "site") -> dict[str, bytes]:
     """The CSV split by the values of ``column``: value -> CSV bytes with the same header."""
+    return _split(table, column, lambda value: value)
+
+
+def deal_persons(table: bytes, sites: int) -> dict[str, bytes]:
+    """The CSV dealt to so many sites alike, numbered from 1: each person, by a hash, to one."""
+
+    def dealt(person: str) -> str:
+        digest = hashlib.sha256(b"fedflow/1 dealt\0" + person.encode()).digest()
+        return str(int.from_bytes(digest[:8], "big") % sites + 1)
+
+    return _split(table, RandHie.unit_column, dealt)
+
+
+def _split(table: bytes, column: str, site_of: Callable[[str], str]) -> dict[str, bytes]:
     head, *rows = csv.reader(io.StringIO(table.decode("utf-8")))
     at = head.index(column)
     groups: dict[str, list[list[str]]] = {}
     for row in rows:
-        groups.setdefault(row[at], []).append(row)
+        groups.setdefault(site_of(row[at]), []).append(row)
     out: dict[str, bytes] = {}
     for value in sorted(groups):
         text = io.StringIO()

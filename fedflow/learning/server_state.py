@@ -8,7 +8,9 @@ first part, and a plan without such memory has a file of the model alone.
 ======================  =====  ================================================================
 ``~clipping_norm``      [1]    adaptive clipping: the norm that the next round clips to
 ``~control``            [d]    SCAFFOLD: the mean of all sites' control variates
+``~group_means``        [G·k]  groups: the means so far of this cycle's sums of k coordinates
 ``~momentum``           [d]    momentum: the running step; Adam and Yogi: the first moment
+``~round``              [1]    groups and sparse updates: training rounds that led to this model
 ``~second_moment``      [d]    Adam, Yogi, Adagrad
 ``~steps``              [1]    Adam: steps taken
 ======================  =====  ================================================================
@@ -17,6 +19,8 @@ The methods of :mod:`fedflow.learning.methods` have tensors of their own.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +31,12 @@ from fedflow.learning.model_file import Arrays, ModelSpec
 from fedflow.learning.plan import Plan
 
 MARK = "~"
-CLIPPING_NORM, CONTROL, MOMENTUM, SECOND_MOMENT, STEPS = (
+CLIPPING_NORM, CONTROL, GROUP_MEANS, MOMENTUM, ROUND, SECOND_MOMENT, STEPS = (
     "~clipping_norm",
     "~control",
+    "~group_means",
     "~momentum",
+    "~round",
     "~second_moment",
     "~steps",
 )
@@ -46,8 +52,12 @@ def memory_sizes(plan: Plan, dimension: int) -> dict[str, int]:
         sizes[CLIPPING_NORM] = 1
     if strategy.name == "scaffold":
         sizes[CONTROL] = dimension
+    if plan.participation.groups is not None:
+        sizes[GROUP_MEANS] = plan.cycle * plan.sent(dimension)
     if strategy.server_optimizer in ("adam", "yogi") or strategy.server_momentum > 0:
         sizes[MOMENTUM] = dimension
+    if plan.participation.groups is not None or plan.secure_aggregation.density < 1:
+        sizes[ROUND] = 1
     if strategy.server_optimizer != "sgd":
         sizes[SECOND_MOMENT] = dimension
     if strategy.server_optimizer == "adam":
@@ -94,6 +104,14 @@ def parameters(state: Arrays) -> Arrays:
 def clipping_norm_of(state: Arrays, plan: Plan) -> float:
     """The L2 norm that the next round clips to."""
     return float(state[CLIPPING_NORM][0]) if CLIPPING_NORM in state else plan.privacy.clipping_norm
+
+
+def rounds_done(memory: Mapping[str, NDArray[np.float32]]) -> int:
+    """Training rounds that led to this model; 0 where the plan does not have them counted.
+
+    ``memory`` holds the tensors of a model file, or its memory alone.
+    """
+    return int(memory[ROUND][0]) if ROUND in memory else 0
 
 
 def memory_views(

@@ -17,20 +17,27 @@ the updates: it needs no coordinates of its own, and no noise of its own.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
 from fedflow.errors import Misuse, Violation
+from fedflow.learning.groups import median
 from fedflow.learning.methods import Method, method_of
 from fedflow.learning.plan import Plan
 from fedflow.learning.server_state import (
     CLIPPING_NORM,
     CONTROL,
+    GROUP_MEANS,
     MOMENTUM,
+    ROUND,
     SECOND_MOMENT,
     STEPS,
     memory_views,
+    rounds_done,
 )
+from fedflow.learning.sparse import sent_places, spread
 from fedflow.learning.summed_noise import BIT_WEIGHT
 from fedflow.learning.update_coding import SPAN
 
@@ -50,22 +57,27 @@ def next_model(
     value_range: float,
     *,
     sites: int,
+    dimension: int | None = None,
     span: int = SPAN,
 ) -> NDArray[np.float32]:
     """The next global model with the optimiser's memory, float32[D], from the last and the sum.
 
     ``vector`` float32[D] (see :mod:`fedflow.learning.server_state`; D = d without memory),
     ``total`` uint32[d + 1], or d + 2 with adaptive clipping, the sum over ``count`` of the
-    ``sites`` in the roster, ``value_range`` that of the round. Works in spans, so memory beyond
+    ``sites`` in the roster, ``value_range`` that of the round. ``dimension`` is d where the sum is
+    of a part of it (``secure_aggregation.density``). Works in spans, so memory beyond
     input and output does not grow with d; the result does not depend on ``span``. Misuse for other
     shapes and types; Violation ``wrong-weights``, ``sum-out-of-range`` or ``not-finite-model``.
     """
     if vector.dtype != np.float32 or vector.ndim != 1 or span < 1:
         raise Misuse(f"the model is float32[d], not {vector.dtype}{vector.shape}")
     adaptive = plan.privacy.clipping_quantile is not None
-    d = total.size - (2 if adaptive else 1)
-    if total.dtype != np.uint32 or total.ndim != 1 or d < 0:
+    sent = total.size - (2 if adaptive else 1)
+    if total.dtype != np.uint32 or total.ndim != 1 or sent < 0:
         raise Misuse(f"the sum is one-dimensional uint32, not {total.dtype}{total.shape}")
+    d = sent if dimension is None else dimension
+    if plan.sent(d) != sent:
+        raise Misuse(f"a sum of {sent} coordinates is not that of a model of {d}")
     coding = plan.coding(sites, value_range)
     out = vector.copy()
     memory = memory_views(out, plan, d)
@@ -77,14 +89,45 @@ def next_model(
         _method_step(method, out[:d], memory, opened, plan)
         return out
     if CLIPPING_NORM in memory:
-        bit = coding.decode_span(total, steps, d, d + 1, count)[0] / weight
+        bit = coding.decode_span(total, steps, sent, sent + 1, count)[0] / weight
         memory[CLIPPING_NORM][0] = _next_norm(plan, float(memory[CLIPPING_NORM][0]), float(bit))
+
+    def opened_mean(start: int, stop: int) -> _Real:
+        return coding.decode_span(total, steps, start, stop, count) / weight
+
+    mean_of, places = opened_mean, sent_places(plan, d, rounds_done(memory))
+    if GROUP_MEANS in memory:
+        turn, means = rounds_done(memory) % plan.cycle, memory[GROUP_MEANS].reshape(-1, sent)
+        for at in range(0, sent, span):
+            means[turn, at : at + span] = opened_mean(at, min(at + span, sent))
+        _check_finite(means)
+        if turn < plan.cycle - 1:  # the model stays until all groups have spoken
+            memory[ROUND][0] += 1
+            return out
+
+        def mean_of(start: int, stop: int) -> _Real:
+            return median(means[:, start:stop].astype(np.float64))
+
     _count_step(memory)
     for at in range(0, d, span):
-        mean = coding.decode_span(total, steps, at, min(at + span, d), count) / weight
+        mean = _part(mean_of, places, at, min(at + span, d))
         _step(out[:d], memory, plan, mean, at)
         _move_control(memory, plan, mean, at, count / sites)
+    if ROUND in memory:
+        memory[ROUND][0] += 1
+    if GROUP_MEANS in memory:
+        memory[GROUP_MEANS][:] = 0.0
     return out
+
+
+def _part(
+    mean_of: Callable[[int, int], _Real], places: NDArray[np.int64] | None, start: int, stop: int
+) -> _Real:
+    """The mean of coordinates ``start`` to ``stop``, those that were not sent being zero."""
+    if places is None:
+        return mean_of(start, stop)
+    first, last = np.searchsorted(places, (start, stop))
+    return spread(mean_of(int(first), int(last)), places[first:last] - start, stop - start)
 
 
 def step_along(vector: NDArray[np.float32], mean: _Real, plan: Plan) -> NDArray[np.float32]:
@@ -92,7 +135,8 @@ def step_along(vector: NDArray[np.float32], mean: _Real, plan: Plan) -> NDArray[
 
     Of a method, ``mean`` is the total over all sites.
 
-    What :func:`next_model` does once it has decoded the sum; for comparisons without sums.
+    What :func:`next_model` does once it has decoded the sum; for comparisons without sums. Groups
+    and sparse updates make no difference here: the mean is that of all sites and coordinates.
     """
     out = vector.copy()
     memory = memory_views(out, plan, mean.size)

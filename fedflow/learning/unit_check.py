@@ -98,7 +98,8 @@ def usable_methods(
     about nine small backward passes. Refusal "mixes-examples", "random-layer" or "no-unit-gradient"
     when the model cannot be trained privately.
     """
-    kind = (type(workload), workload.name, repr(model), _shapes(model), shape, *trials)
+    inner = type(getattr(workload, "inner", None))  # of a wrapper around another workload
+    kind = (type(workload), inner, workload.name, repr(model), _shapes(model), shape, *trials)
     if kind not in _usable:
         _usable[kind] = _try(workload, model, shape, trials)
     return tuple(name for name in trials if name in _usable[kind])

@@ -32,7 +32,7 @@ def round_rows(records: Sequence[RoundRecord]) -> Rows:
             "score (noised)": r.verdict,
             "seconds": round(r.seconds, 2),
             "training seconds": round(r.training_seconds, 2),
-            "KB per site": round(sum(r.bytes.values()) / max(len(r.bytes), 1) / 1024, 1),
+            "KB per site": round((r.bytes_per_site or 0) / 1024, 1),
             "attempts": r.attempts,
         }
         for r in records[-MOST_ROUNDS:]

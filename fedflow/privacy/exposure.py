@@ -59,12 +59,12 @@ def seen_by_everyone(event: ReleaseEvent, sites: int) -> ReleaseEvent:
 def exposure(plan: Plan, sites: int, delta: float | None = None) -> tuple[ExposureRow, ...]:
     """The figures of ``plan`` with ``sites`` sites that all survive, for the rounds shown."""
     delta = plan.privacy.delta if delta is None else delta
-    train = _by_trust(training_event(plan), sites)
+    train = _by_trust(training_event(plan), plan.smallest_sum(sites))
     evaluate = _by_trust(evaluation_event(plan), sites)
     return tuple(
         ExposureRow(
             number,
-            _figures(train, number, delta),
+            _figures(train, plan.trainings(number), delta),
             _figures(evaluate, evaluations(plan, number), delta),
         )
         for number in shown_rounds(plan.plan.rounds)

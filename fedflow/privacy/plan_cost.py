@@ -144,19 +144,19 @@ def plan_cost(plan: Plan, epsilon: float | None = None, delta: float | None = No
     rounds = plan.plan.rounds
     train, evaluate = training_event(plan), evaluation_event(plan)
     if epsilon is None:
-        train_order = best_order(train.repeated(max(rounds, 1)), delta)
+        train_order = best_order(train.repeated(max(plan.trainings(rounds), 1)), delta)
         evaluate_order = best_order(evaluate.repeated(max(evaluations(plan, rounds), 1)), delta)
     else:
         train_order = choose_order(train, epsilon, delta)
         evaluate_order = choose_order(evaluate, epsilon, delta)
     rows = []
     for number in shown_rounds(rounds):
-        scored = evaluations(plan, number)
+        scored, trained = evaluations(plan, number), plan.trainings(number)
         rows.append(
             CostRow(
                 number,
-                _filter_epsilon(train, number, train_order, delta),
-                epsilon_pld([train.repeated(number)] if number else [], delta),
+                _filter_epsilon(train, trained, train_order, delta),
+                epsilon_pld([train.repeated(trained)] if trained else [], delta),
                 _filter_epsilon(evaluate, scored, evaluate_order, delta),
                 epsilon_pld([evaluate.repeated(scored)] if scored else [], delta),
             )

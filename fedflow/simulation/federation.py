@@ -22,6 +22,7 @@ from fedflow.errors import Aborted, Misuse
 from fedflow.history import model_file
 from fedflow.learning.contribution import Made, contribution
 from fedflow.learning.first_model import plan_model
+from fedflow.learning.groups import group_of_round
 from fedflow.learning.model_file import Arrays, ModelSpec, flatten, model_digest, unflatten
 from fedflow.learning.plan import Plan
 from fedflow.learning.scoring import Scores, scores_of
@@ -110,7 +111,8 @@ class Federation:
     def round(self, drop: Collection[int] = (), invited: Collection[int] | None = None) -> Opened:
         """One round: an attempt whose sum makes the next model.
 
-        Sites in ``drop`` vanish; only ``invited`` ones are asked (default: all).
+        Sites in ``drop`` vanish; only ``invited`` ones are asked (default: all, or the group whose
+        turn it is).
         """
         opened = self.attempt(drop, invited)
         self.accept(opened)
@@ -123,6 +125,9 @@ class Federation:
         """
         self._attempt += 1
         self._sequence += 1
+        if invited is None and self.plan.participation.groups is not None:
+            everybody, manifest = range(len(self.sites)), self.plan.digest()
+            invited = group_of_round(self.plan, manifest, everybody, self.rounds + 1)
         asked = range(len(self.sites)) if invited is None else sorted(invited)
         survivors = tuple(i for i in asked if i not in drop)
         if len(survivors) < self.plan.cohort.minimum:
@@ -151,7 +156,9 @@ class Federation:
         count, sites = len(opened.survivors), len(self.sites)
         before, now = self.state, opened.value_range
         self._keep(opened)
-        after = next_model(before, opened.total, count, self.plan, now, sites=sites)
+        after = next_model(
+            before, opened.total, count, self.plan, now, sites=sites, dimension=self.dimension
+        )
         self.value_range = next_range(
             self.plan,
             now,

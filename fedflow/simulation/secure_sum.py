@@ -26,12 +26,14 @@ def secure_sum(
     csprng: Csprng,
     *,
     drop: Collection[int] = (),
+    server: type[SecAggServer] = SecAggServer,
 ) -> Outcome:
     """All five legs over ``words``, one uint32[d] by surviving site, d = ``order.dimension``.
 
     Sites that the order does not invite have no part in it. Those in ``drop`` deal shares and are
     never heard of again, so their masks are recovered. Public checks that every site would repeat
-    with the same result are made once. Aborted or Refusal when too few sites are left.
+    with the same result are made once. ``server`` may be a class that watches what comes in.
+    Aborted or Refusal when too few sites are left.
     """
     asked = {site: identities[site] for site in sorted(order.asked(range(len(identities))))}
     roster = {site: identity.public for site, identity in asked.items()}
@@ -54,7 +56,7 @@ def secure_sum(
         )
         for site, identity in asked.items()
     }
-    server = SecAggServer(
+    collecting = server(
         round_ctx=context,
         roster=roster,
         colluders=plan.cohort.colluders,
@@ -64,21 +66,21 @@ def secure_sum(
         bits=bits,
     )
     for client in clients.values():
-        server.receive(client.advertise())
-    cohort = server.close_adverts()
+        collecting.receive(client.advertise())
+    cohort = collecting.close_adverts()
     for client in clients.values():
-        server.receive(client.on_roster(cohort))
-    deliveries = server.close_shares()
+        collecting.receive(client.on_roster(cohort))
+    deliveries = collecting.close_shares()
     alive = {site: client for site, client in clients.items() if site not in drop}
     for site, client in alive.items():
         client.on_delivery(deliveries[site])
         chunks: list[bytes] = []
         header = client.mask(words[site], lambda _, chunk, into=chunks: into.append(chunk))  # type: ignore[misc]
-        server.receive(header, chunks.__getitem__)
-    survivors = server.close_masked()
+        collecting.receive(header, chunks.__getitem__)
+    survivors = collecting.close_masked()
     for client in alive.values():
-        server.receive(client.on_survivors(survivors))
-    consistency = server.close_signatures()
+        collecting.receive(client.on_survivors(survivors))
+    consistency = collecting.close_signatures()
     for client in alive.values():
-        server.receive(client.on_consistency(consistency))
-    return server.close_unmask()
+        collecting.receive(client.on_consistency(consistency))
+    return collecting.close_unmask()

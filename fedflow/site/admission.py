@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from fedflow.crypto.identity import PublicKey
 from fedflow.errors import Misuse, Refusal, Violation
 from fedflow.federation.members import check_listed
+from fedflow.learning.groups import check_asked
 from fedflow.learning.plan import Plan
 from fedflow.privacy.events import ReleaseEvent
 from fedflow.privacy.ledger import Ledger
@@ -135,6 +136,7 @@ def admit_order(admitted: Admitted, ledger: Ledger, data: bytes, sequence: int) 
         raise Refusal("policy", f"round {order.round} is beyond the plan's {last}")
     if order.dimension != admitted.dimension(kind):
         raise Violation("bad-order", "the order's vector length is not the plan's")
+    check_asked(plan, order, admitted.roster)
     first = admitted.manifest.initial_model, admitted.manifest.value_range
     if (kind, order.round) == (Kind.TRAIN, 1) and (order.model, order.value_range) != first:
         raise Violation("wrong-model", "round 1 must train the first model that was signed")

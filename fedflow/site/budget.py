@@ -65,7 +65,7 @@ def _kinds(job: Admitted) -> list[Kind]:
 
 def _releases(job: Admitted, kind: Kind) -> int:
     rounds = job.plan.plan.rounds
-    return rounds if kind is Kind.TRAIN else evaluations(job.plan, rounds)
+    return job.plan.trainings(rounds) if kind is Kind.TRAIN else evaluations(job.plan, rounds)
 
 
 def _open(dataset: Dataset, ledger: Ledger, job: Admitted, kind: Kind) -> None:

@@ -32,11 +32,13 @@ from fedflow.history import (
     Rules,
     State,
     advance,
+    check_due,
     check_order,
     first_state,
     model_file,
 )
 from fedflow.learning.model_file import decode_model, flatten, spec_of
+from fedflow.learning.server_state import ROUND, memory_sizes
 from fedflow.orders import read_order
 from fedflow.secagg.positions import ROLLBACK
 from fedflow.secagg.transcript import Transcript
@@ -143,6 +145,18 @@ class Following:
         if data is None:
             raise Missing(key)
         self._keep(data)
+        return data
+
+    def due_model(self, order: Order) -> bytes:
+        """The :meth:`model` of an order, before anything is trained from it.
+
+        Violation ``wrong-round`` as :func:`check_due`: nobody is asked out of turn.
+        """
+        data, job = self.model(order.model), self._job
+        if Kind(order.kind) is Kind.TRAIN and ROUND in memory_sizes(
+            job.plan, job.manifest.dimension
+        ):
+            check_due(decode_model(data, self._rules_of(data).spec), order)
         return data
 
     async def look(self, *, at_once: bool = False) -> None:

@@ -197,7 +197,7 @@ async def _model(services: SiteServices, order: Order, following: Following) -> 
     """The order's model; an exchange that is down is asked again while the order is open."""
     while True:
         try:
-            return await in_thread(services.exchange, following.model, order.model)
+            return await in_thread(services.exchange, following.due_model, order)
         except Missing:
             raise Missed("model") from None
         except OSError:
@@ -221,7 +221,8 @@ def _client(services: SiteServices, job: Admitted, order: Order, vouches: bool) 
         round_ctx=RoundContext.of(order).digest(),
         index=job.index,
         identity=services.identity,
-        roster=job.roster,
+        # Only who was asked: no accomplice of the server can come in beside a group.
+        roster={s: key for s, key in job.roster.items() if order.invites(s)},
         # From the plan this site admitted: its policy refused anything weaker than its own floor.
         colluders=job.plan.cohort.colluders,
         minimum=job.plan.cohort.minimum,

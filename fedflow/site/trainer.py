@@ -108,6 +108,7 @@ def perform(
     from fedflow.learning.contribution import contribution
     from fedflow.learning.first_model import plan_spec
     from fedflow.learning.model_file import decode_model, encode_model
+    from fedflow.learning.objective import objective
     from fedflow.learning.plan import Plan
     from fedflow.learning.preprocessing import prepared_data
     from fedflow.learning.server_state import state_spec
@@ -119,7 +120,7 @@ def perform(
     if request["task"] == "check":
         data = prepared_data(data, plan, workload)
         if not plan.is_method and plan.privacy.mechanism != "site":  # else no gradient is clipped
-            check_trainable(workload, data.train, plan.privacy.unit)
+            check_trainable(objective(workload, plan), data.train, plan.privacy.unit)
         plan_spec(workload, plan)  # raises where the plan does not suit the model
         return Trained(np.empty(0, np.float32))
     kinds = {kind.word: kind for kind in Kind}

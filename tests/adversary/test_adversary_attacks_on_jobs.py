@@ -334,9 +334,11 @@ def test_predictable_masks():
 #: Modules that make public values from a public seed, or simulate a federation twice with one.
 PUBLIC_SEEDS: set[str] = {
     "audit/empirical/white_box.py",
+    "learning/groups.py",  # who is in which group: every site checks it
     "learning/methods/clusters.py",  # first centres
     "learning/methods/trees.py",  # where trees divide
     "learning/public_weights.py",  # first weights of a model
+    "learning/sparse.py",  # the coordinates of a round: the same at every site
     "workloads/encoder.py",
     "workloads/tabular.py",
 }

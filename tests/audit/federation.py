@@ -16,6 +16,7 @@ from fedflow.crypto.identity import Identity
 from fedflow.exchange import frame, layout, open_exchange, unframe
 from fedflow.history import Rules, State, advance, first_state, model_file
 from fedflow.learning.model_file import ModelSpec, encode_model, flatten
+from fedflow.learning.server_state import initial_state
 from fedflow.privacy.ledger import Ledger
 from fedflow.privacy.plan_cost import evaluation_event, training_event
 from fedflow.secagg.client import SecAggClient
@@ -45,6 +46,7 @@ class Federation:
         self.sites = like.sites if like else {label: Identity.generate() for label in labels}
         self.exchange = open_exchange(str(folder / "exchange"))
         arrays = {"b": np.zeros(2, np.float32), "w": np.full((2, 3), 0.5, np.float32)}
+        arrays = initial_state(arrays, make_plan(**changes))
         self.spec, self.vector = ModelSpec.of(arrays), flatten(arrays)
         data = encode_model(arrays)
         create_job(

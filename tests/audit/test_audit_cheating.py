@@ -11,6 +11,7 @@ from fedflow.audit.ledgers import judge
 from fedflow.audit.verify import verify_folder
 from fedflow.exchange import layout
 from fedflow.history import model_file
+from fedflow.learning.groups import deal
 from fedflow.learning.model_file import model_digest
 from fedflow.privacy.events import ReleaseEvent
 from fedflow.secagg.transcript import Transcript, sum_chunks
@@ -106,6 +107,20 @@ def test_an_order_that_forgets_history_is_found(fresh):
 def test_an_order_beyond_the_plan_is_found(fresh):
     fresh.run(9)
     assert "bad-order" in errors(fresh.finish())
+
+
+NINE = [f"s{number}" for number in range(9)]
+GROUPS = {"participation__groups": 3, "evaluation__every": 3}
+
+
+@pytest.mark.parametrize("honest", [True, False])
+def test_an_order_for_another_group_is_found_though_nobody_answered_it(tmp_path, honest):
+    made = Federation(tmp_path, labels=NINE, rounds=3, **GROUPS)
+    own, other, _ = deal(3, range(9), made.job.digest, 0)
+    chosen = own if honest else tuple(sorted((own[0], *other[:2])))  # one among accomplices
+    made.order(1, invited=chosen)
+    found = {f.code for f in verify_folder(made.finish()).findings if f.severity == "error"}
+    assert found == (set() if honest else {"wrong-group"})
 
 
 def forge(fresh, sequence=1, **changes):

@@ -1,16 +1,21 @@
 """`fedflow plan check`: what it says about sums, rounding and who shares with whom."""
 
 import json
+import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
-from plans import make_plan
+from plans import SUMMED, make_plan
 from typer.testing import CliRunner
 
+from fedflow.cli.grouping import Grouping, median_variance
 from fedflow.cli.plan import app
 from fedflow.cli.rounding import Rounding
+from fedflow.crypto.csprng import Csprng
 from fedflow.errors import InputError, Refusal
+from fedflow.privacy.noise import gaussian
 from fedflow.secagg.quantise import integer_limit
 
 PLAN = Path(__file__).parents[2] / "flows" / "plans" / "randhie.toml"
@@ -236,6 +241,63 @@ def test_a_plan_that_only_scores_has_no_figure_of_training(tmp_path):
     assert row["train_epsilon"] == row["train_epsilon_pld"] == 0
     assert row["evaluate_epsilon"] > 0
     assert "whole plan" in check(rounds=10), "the figure that must not be shown is one of training"
+
+
+GROUPS = Path(__file__).parents[2] / "flows" / "plans" / "robust-groups.toml"
+
+
+def checked(path, *options):
+    result = CliRunner(env={"COLUMNS": "400"}).invoke(app, ["check", str(path), *options])
+    if result.exception:
+        raise result.exception
+    return json.loads(result.output) if "--json" in options else result.output
+
+
+def test_the_price_of_groups_is_printed():
+    out = " ".join(checked(GROUPS, "--sites", "9").split())
+    for words in (
+        "3 groups of 3 sites or more: 3 rounds, a cycle, make one step along the median",
+        "8 steps in all; each site trains in 8 rounds",
+        "Wrong sites in up to 1 of the groups do not decide a coordinate",
+        "price of the median: 1.16 times the noise of one mean over all sites",
+        "A site trains once in a cycle of groups, and pays for that only.",
+    ):
+        assert words in out
+    facts = checked(GROUPS, "--sites", "9", "--json")["groups"]
+    assert (facts["groups"], facts["smallest"], facts["survivors"]) == (3, 3, 3)
+    with pytest.raises(Refusal, match="8 sites in 3 groups are 2 in the smallest"):
+        checked(GROUPS, "--sites", "8")
+
+
+def test_noise_in_shares_makes_groups_dearer():
+    fields = {"cohort__minimum": 3, "evaluation__every": 3, "plan__rounds": 9}
+    plan = make_plan(**SUMMED, **fields, participation__groups=3)
+    found = Grouping.of(plan, 15)
+    # One sum of 15 could size its shares for 14 honest sites, where a group's are for two.
+    assert found.noise_factor_one_sum == pytest.approx(found.noise_factor * math.sqrt(14 / 2))
+    assert f"{found.noise_factor_one_sum:.2f} times" in found.sentences()[1]
+    assert Grouping.of(make_plan(), 15) is None
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 9])
+def test_the_variance_of_a_median_is_what_is_drawn(count):
+    """100,000 medians: the standard error of their variance is below half a percent of it."""
+    drawn = gaussian(100_000 * count, 1.0, Csprng.from_seed(bytes(32))).reshape(count, -1)
+    assert np.median(drawn, axis=0).var() == pytest.approx(median_variance(count), rel=0.03)
+
+
+def test_the_noise_of_a_median_is_near_its_limit_for_many():
+    assert math.sqrt(51 * median_variance(51)) == pytest.approx(math.sqrt(math.pi / 2), rel=0.01)
+
+
+def test_bytes_are_planned(tmp_path):
+    """35 coordinates and a weight at 32 bits; half of them, rounded up, at 16."""
+    plans = Path(__file__).parents[2] / "flows" / "plans"
+    dense = checked(plans / "robust-loss.toml", "--json")["sending"]
+    sparse = checked(plans / "sparse.toml", "--json")["sending"]
+    assert (dense["sent"], dense["update_bytes"]) == (35, 144)
+    assert (sparse["sent"], sparse["update_bytes"]) == (18, 38)
+    assert "18 of 35 coordinates at 16 bits" in checked(plans / "sparse.toml")
 
 
 def test_what_an_evaluation_counts_more_has_its_price(check, tmp_path):

@@ -6,6 +6,7 @@ import numpy as np
 from learning_fixtures import plan_with
 
 from fedflow.crypto.csprng import Csprng
+from fedflow.learning.methods.clusters import first_centres
 from fedflow.learning.model_file import unflatten
 from fedflow.learning.workload import PersonData, Persons
 from fedflow.simulation.federation import Federation
@@ -73,7 +74,24 @@ def uniform(shape, seed=0):
     return 2.0 * drawn.reshape(shape) - 1.0
 
 
-def blobs(per_blob=90, middles=((-0.6, -0.6), (0.6, -0.6), (0.0, 0.7)), seed=0):
+#: Of three blobs that are well apart.
+MIDDLES = ((-0.6, -0.6), (0.6, -0.6), (0.0, 0.7))
+
+
+def well_started(plan_of, **fields):
+    """The first of differently named plans whose first centres are not two in one blob.
+
+    From others Lloyd's steps may end with two blobs in one cluster, as they do everywhere.
+    """
+    for start in range(200):
+        plan = plan_of(plan__name=f"start-{start}", **fields)
+        away = np.linalg.norm(first_centres(plan, 2)[:, None] - np.array(MIDDLES), axis=2)
+        if set(away.argmin(axis=0)) == set(range(3)):
+            return plan
+    raise AssertionError("no start of 200 has a centre for each blob")
+
+
+def blobs(per_blob=90, middles=MIDDLES, seed=0):
     """Points float64[N, F] near each of ``middles``, and which each belongs to."""
     middles = np.asarray(middles)
     away = 0.1 * uniform((len(middles), per_blob, middles.shape[1]), seed)

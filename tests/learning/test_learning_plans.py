@@ -31,6 +31,9 @@ DISTINCT = {
     "forest": {"strategy__name": "forest", "method__trees": 120},
     "histogram": {"strategy__name": "histogram", "method__bins": 32},
     "cohorts": {"participation__fraction": 0.8, "stopping__target": 0.70},
+    "robust-loss": {"training__robust_loss": 0.5, "training__class_weights": (1.4, 0.8)},
+    "robust-groups": {"participation__groups": 3},
+    "sparse": {"secure_aggregation__density": 0.5, "secure_aggregation__bits": 16},
 }
 #: The last round's score of plans without a gradient, and whether it is to be above.
 METHODS = {
@@ -40,15 +43,22 @@ METHODS = {
     "gbdt": (0.73, True),
     "forest": (0.72, True),
 }
-#: Who is asked is the coordinator's, and tables have data of their own.
-ELSEWHERE = {"cohorts", "preprocessing", "tabular", "histogram", *METHODS}
+#: In "cohorts" who is asked is the coordinator's, "robust-groups" needs nine sites, and tables have
+#: data of their own.
+ELSEWHERE = {"cohorts", "robust-groups", "preprocessing", "tabular", "histogram", *METHODS}
 TRAINED = [name for name in DISTINCT if name not in ELSEWHERE]
 
 
 @pytest.fixture(scope="module")
 def sites(tmp_path_factory):
-    folder, found = tmp_path_factory.mktemp("sites"), []
-    for name, data in randhie.partition_sites(randhie.vendored_table()).items():
+    parts = randhie.partition_sites(randhie.vendored_table())
+    return loaded(tmp_path_factory.mktemp("sites"), parts)
+
+
+def loaded(folder, parts):
+    """The data of sites whose files are ``parts``, by name."""
+    found = []
+    for name, data in parts.items():
         path = folder / f"{name}.csv"
         path.write_bytes(data)
         found.append(randhie.workload.load(path))
@@ -109,3 +119,17 @@ def test_a_plan_learns(request, sites, name):
     judged = [(data.holdout, model) for data, model in zip(sites, models, strict=True)]
     score = exact_score_of_sites(workload, judged, plan)
     assert score > (0.55 if name == "randhie-summed" else 0.64)
+
+
+@pytest.mark.slow
+def test_the_plan_of_groups_learns_at_nine_sites(request, tmp_path):
+    """After four cycles, with masks: as ``fedflow demo --sites 9`` deals the persons."""
+    plan = plan_named(request, "robust-groups")
+    sites = loaded(tmp_path, randhie.deal_persons(randhie.vendored_table(), 9))
+    csprng = Csprng.from_seed(bytes(32))
+    federation = Federation(randhie.workload, sites, plan, csprng, secure=True)
+    asked = [federation.round().survivors for _ in range(12)]
+    assert all(len(group) == 3 for group in asked)
+    assert sorted(site for group in asked[:3] for site in group) == list(range(9))
+    judged = [(data.holdout, federation.model()) for data in sites]
+    assert exact_score_of_sites(randhie.workload, judged, plan) > 0.66

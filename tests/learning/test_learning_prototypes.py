@@ -2,7 +2,16 @@
 
 import numpy as np
 import pytest
-from method_room import blobs, method_plan, persons, state_of, trained, uniform, workload
+from method_room import (
+    blobs,
+    method_plan,
+    persons,
+    state_of,
+    trained,
+    uniform,
+    well_started,
+    workload,
+)
 from sklearn.linear_model import LinearRegression
 
 from fedflow.errors import Refusal
@@ -28,7 +37,7 @@ def plan_of(clusters=3, neighbours=1, **fields):
 def test_each_prototype_has_the_mean_target_of_its_cluster():
     points, belongs = blobs()
     y = np.array([-0.5, 0.1, 0.9])[belongs] + 0.05 * uniform(len(points), 4)
-    plan = plan_of(plan__rounds=8)
+    plan = well_started(plan_of, plan__rounds=8)
     state = state_of(trained(plan, MADE, persons(points, y)))
     prototypes, targets, counts = prototypes_of(state, MADE, plan)
     assert counts == pytest.approx([90] * 3, abs=0.5)

@@ -1,5 +1,7 @@
 """Dealing rows to sites: nothing is lost, and the skew is what was asked for."""
 
+from xml.etree import ElementTree
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,6 +11,7 @@ from scipy.stats import kstest
 from fedflow.crypto.csprng import Csprng
 from fedflow.errors import Misuse
 from fedflow.simulation.partition import _gamma, by_key, dirichlet, holdings, iid, shards
+from fedflow.simulation.partition_picture import Panel, drawn
 
 LABELS = np.repeat(np.arange(10), 600)
 
@@ -76,3 +79,32 @@ def test_what_cannot_be_dealt_is_refused():
             deal()
     with pytest.raises(Misuse, match="positive"):
         dirichlet(LABELS, 3, 0.0, source())
+
+
+def panel(**changes):
+    fields = {
+        "title": "A & B",
+        "counts": np.array([[4, 0], [1, 100]]),
+        "sites": ["north", "<south>"],
+        "labels": ["0", "1"],
+    }
+    return Panel(**(fields | changes))
+
+
+def test_a_picture_has_a_bubble_for_whatever_a_site_holds_by_area():
+    tree = ElementTree.fromstring(drawn([panel(), panel(counts=np.zeros((2, 2), np.int64))]))
+    name = "{http://www.w3.org/2000/svg}"
+    circles = tree.findall(f".//{name}circle")
+    told = {circle.find(f"{name}title").text: float(circle.get("r")) for circle in circles}
+    assert set(told) == {"north, 0: 4 rows", "<south>, 0: 1 rows", "<south>, 1: 100 rows"}
+    largest = told["<south>, 1: 100 rows"]
+    assert told["north, 0: 4 rows"] == pytest.approx(largest / 5, abs=0.01)
+    assert "A & B" in {text.text for text in tree.findall(f".//{name}text")}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"sites": ["one"]}, {"labels": []}, {"counts": np.array([[1, -1], [0, 0]])}]
+)
+def test_a_picture_of_other_shapes_is_misuse(changes):
+    with pytest.raises(Misuse):
+        panel(**changes)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from fedflow.crypto.csprng import Csprng
 from fedflow.errors import Misuse
+from fedflow.learning.objective import objective
 from fedflow.learning.plan import Plan
 from fedflow.learning.workload import PersonData, Persons, Workload, trained_parameters
 
@@ -63,10 +64,12 @@ class CanaryWorkload:
     Its data are ``inner``'s with one feature more, see :meth:`prepared`.
     """
 
+    is_objective = True  #: the plan's own changes of the loss are ``inner``'s; a canary has none
+
     def __init__(self, inner: Workload, count: int, plan: Plan) -> None:
         if count < 1:
             raise Misuse("there is at least one canary")
-        self.inner, self.count = inner, count
+        self.inner, self.count = objective(inner, plan), count
         self.name, self.unit_column = inner.name, inner.unit_column
         self.reference_persons, self.score_range = inner.reference_persons, inner.score_range
         self._slope = STEEPNESS * plan.privacy.clipping_norm

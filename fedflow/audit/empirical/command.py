@@ -41,6 +41,12 @@ def run_audit(
     not go together.
     """
     plan = load_plan(path)
+    if plan.cycle > 1 or plan.secure_aggregation.density < 1:
+        raise InputError(
+            "has groups or sparse updates, which canaries do not follow; audit the same plan"
+            " without participation.groups and secure_aggregation.density",
+            where=str(path),
+        )
     workload: Workload = find_workload(plan.plan.workload)
     data = load_sites(workload, files, sites)
     if plan.is_prepared:  # a canary stands in prepared data, whatever they were
