@@ -22,6 +22,7 @@ setup: $(READY) ## Create .venv from requirements.lock
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
 	  { echo "fedflow needs Python 3.11; name it with: make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "setting up $(VENV) from requirements.lock: some minutes, mostly torch"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -r requirements.lock
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .

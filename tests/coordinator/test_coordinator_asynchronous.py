@@ -1,7 +1,6 @@
 """Asynchronous rounds: the first that are ready make a sum, and late updates weigh less."""
 
 import contextlib
-import time
 
 import numpy as np
 import pytest
@@ -35,15 +34,14 @@ def slow_room(tmp_path, seconds, **fields):
 
 async def test_a_slow_site_holds_up_nobody_and_is_in_a_sum_when_it_is_ready(tmp_path):
     room = slow_room(tmp_path, seconds=1.2)
-    began = time.monotonic()
     runner = await drive(room.runner())
-    assert time.monotonic() - began < 8 * 1.2, "no round waited for the slow site"
     assert len(runner.records) == 8
     assert all(len(record.sites) >= 4 for record in runner.records)
     late = [record.number for record in runner.records if "slow" in record.sites]
     assert late, "its update was used"
     assert late[0] > 1, "and it was an old one by then"
     away = [record for record in runner.records if "slow" not in record.sites]
+    assert away, "no round waited for the slow site"
     assert all("slow" in record.resting and not record.dropped for record in away)
     ends = await room.ends()
     assert ends["slow"].outcome == "completed"
