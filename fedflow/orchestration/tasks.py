@@ -19,6 +19,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
+from fedflow.coordinator.inbox import SiteAnswer
 from fedflow.coordinator.runner import JobRunner
 from fedflow.coordinator.secure_round import RoundResult
 from fedflow.errors import Aborted, Misuse
@@ -117,9 +118,15 @@ async def train_local(job: str, number: int, site: str) -> State[Any]:
     current = runner.current
     if current is None:
         raise Misuse("no round is open")
-    answer = await current.answers[runner.job.index(site)]
+    return state_of(await current.answers[runner.job.index(site)])
+
+
+def state_of(answer: SiteAnswer) -> State[Any]:
+    """What Prefect shows of a site's part in a round. One that rests has lost nothing."""
     if answer.outcome == "masked":
         return Completed(message=f"masked update after {answer.seconds:.1f} s")
+    if answer.outcome == "resting":
+        return Completed(name="Resting", message=answer.reason)
     if answer.outcome == "refused":
         return Failed(name="Refused", message=f"{answer.code}: {answer.reason}")
     return Failed(name="Dropped", message=answer.reason)
