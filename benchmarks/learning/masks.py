@@ -17,7 +17,6 @@ from benchmarks.utility.report import Amount
 from fedflow.crypto.csprng import Csprng
 from fedflow.learning import randhie, randhie_mlp
 from fedflow.learning.evaluation import exact_score_of_sites
-from fedflow.learning.model_file import unflatten
 from fedflow.learning.plan import Plan, load_plan
 from fedflow.learning.workload import Workload
 from fedflow.simulation.federation import Federation
@@ -57,9 +56,6 @@ def score(plan: Plan, data: Sites, rounds: int, *, secure: bool) -> float:
     made = Federation(workload, parts, plan, Csprng.from_seed(bytes(32)), secure=secure)
     for _ in range(rounds):
         made.round()
-    if plan.is_method:
-        models = [unflatten(made.state, made.spec)] * len(parts)
-    else:
-        models = [model for model, _ in made.site_models()]
+    models = [model for model, _ in made.site_models()]
     judged = [(site.holdout, model) for site, model in zip(parts, models, strict=True)]
     return 100.0 * exact_score_of_sites(workload, judged, plan)

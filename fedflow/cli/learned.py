@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +24,9 @@ from fedflow.learning.server_state import state_spec
 if TYPE_CHECKING:
     from fedflow.learning.methods.learned import LearnedTable
 
+#: Columns of the terminal that a number takes, with what parts it from the next.
+_NUMBER = 12
+
 
 def show_learned(
     job: Annotated[str, typer.Argument(help="The job's id.")],
@@ -42,8 +46,7 @@ def show_learned(
     if as_json:
         typer.echo(json.dumps([table.facts() for table in tables]))
         return
-    for table in tables:
-        Console().print(_shown(table))
+    show(tables, Console())
 
 
 def _tables(job: str, coordinator: Path) -> list[LearnedTable]:
@@ -63,10 +66,22 @@ def _tables(job: str, coordinator: Path) -> list[LearnedTable]:
     return learned(decode_model(data, spec), workload, plan)
 
 
-def _shown(table: LearnedTable) -> Table:
+def show(tables: Sequence[LearnedTable], console: Console) -> None:
+    """Print ``tables``, those that are too wide in parts side by side below each other."""
+    for table in tables:
+        first = max(len(str(row[0])) for row in table.rows) + 2
+        room = max(1, (console.width - first) // _NUMBER)
+        for at in range(1, len(table.headings), room):
+            console.print(_shown(table, slice(at, at + room)))
+
+
+def _shown(table: LearnedTable, columns: slice) -> Table:
+    """The first column and the ``columns``."""
     out = Table(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for at, heading in enumerate(table.headings):
-        out.add_column(heading, justify="right" if at else "left")
+    out.add_column(table.headings[0], no_wrap=True)
+    for heading in table.headings[columns]:
+        out.add_column(heading, justify="right")
     for row in table.rows:
-        out.add_row(*(cell if isinstance(cell, str) else f"{cell:.4g}" for cell in row))
+        cells = (row[0], *row[columns])
+        out.add_row(*(cell if isinstance(cell, str) else f"{cell:.4g}" for cell in cells))
     return out

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from fedflow.cli.own_model import write_own_model
 from fedflow.errors import InputError
 from fedflow.extras import need
 from fedflow.privacy.ledger import Ledger
@@ -23,6 +24,9 @@ from fedflow.site.socket_protocol import LinkLost, SiteLink, Status
 app = typer.Typer(
     help="Run a site: its data, policy and budget stay its own.", no_args_is_help=True
 )
+app.command(
+    "model", epilog="Example: fedflow site model ./site-berlin spring-1 -o own.safetensors"
+)(write_own_model)
 Folder = Annotated[Path, typer.Argument(help="The site's folder.")]
 
 

@@ -11,6 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fedflow.cli.learned import show
 from fedflow.errors import InputError, Refusal
 from fedflow.extras import need
 
@@ -164,30 +165,37 @@ def _run(
     workload: Workload, sites: list[PersonData], plan: Plan, rounds: int, secure: bool
 ) -> None:
     from fedflow.crypto.csprng import Csprng
-    from fedflow.learning.evaluation import exact_score
+    from fedflow.learning.evaluation import exact_score_of_sites
+    from fedflow.learning.methods.learned import learned, tells
     from fedflow.learning.metrics import METRICS
     from fedflow.learning.model_file import unflatten
-    from fedflow.learning.workload import Persons, units_of
+    from fedflow.learning.workload import units_of
     from fedflow.privacy.plan_cost import plan_cost
     from fedflow.simulation.federation import Federation
 
     console = Console()
-    held = Persons.join([units_of(site.holdout, plan.privacy.unit) for site in sites])
+    held = [units_of(site.holdout, plan.privacy.unit) for site in sites]
     federation = Federation(workload, sites, plan, Csprng.from_os(), secure=secure)
     label = METRICS[plan.evaluation.metric].label
 
     def score() -> str:
-        found = exact_score(workload, held, unflatten(federation.state, federation.spec), plan)
-        return f"{label} {found:.3f} on {len(held)} held-out units"
+        if not plan.is_scored:
+            return "done"
+        models = [model for model, _ in federation.site_models()]
+        found = exact_score_of_sites(workload, list(zip(held, models, strict=True)), plan)
+        return f"{label} {found:.3f} on {sum(map(len, held))} held-out units"
 
-    console.print(f"{len(sites)} sites; the first model: {score()}")
+    begin = f"; the first model: {score()}" if plan.is_scored else ""
+    console.print(f"{len(sites)} sites{begin}")
     for number in range(1, rounds + 1):
         federation.round()
         if plan.is_evaluated(number) or number == rounds:
             console.print(f"round {number} of {rounds}: {score()}")
+    if tells(plan):
+        show(learned(unflatten(federation.state, federation.spec), workload, plan), console)
     paid = plan_cost(plan).total
     console.print(
         f"by its {plan.plan.rounds} rounds the plan costs epsilon {paid.train_epsilon:.2f} at delta"
-        f" {plan.privacy.delta:g} per {plan.privacy.unit}; these scores are exact, without noise:"
-        " keep them here"
+        f" {plan.privacy.delta:g} per {plan.privacy.unit}"
+        + ("; these scores are exact, without noise: keep them here" if plan.is_scored else "")
     )

@@ -26,6 +26,7 @@ from fedflow.learning.workload import PersonData, Workload, find_workload
 from fedflow.privacy.accounting import FixedOrderFilter
 from fedflow.privacy.entries import Opened
 from fedflow.privacy.ledger import Ledger
+from fedflow.site.kept import kept_path
 from fedflow.wire.messages import Kind
 
 
@@ -71,8 +72,6 @@ def _scores(
     held_out = {label: data[label].holdout for label in world.labels}
     kept = {label: read_kept(_kept(world, label), workload, plan) for label in world.labels}
     judged = {label: site_model(workload, state, kept[label], plan) for label in world.labels}
-    if plan.is_method:
-        judged = dict.fromkeys(world.labels, state)
     own = {label: personal_model(judged[label], kept[label], plan) for label in world.labels}
 
     def score(models: dict[str, Arrays]) -> float:
@@ -90,7 +89,7 @@ def _scores(
 
 
 def _kept(world: World, label: str) -> bytes:
-    path = world.site(label) / "kept" / f"{world.job.id}.safetensors"
+    path = kept_path(world.site(label), world.job.id)
     return path.read_bytes() if path.exists() else b""
 
 

@@ -86,7 +86,7 @@ def noisy_counts(
     :func:`fairness_counts`, as far as the plan has them. ``state`` holds the tensors of the model
     file, ``own`` what the site kept: of persons it trained on, noised values only.
     """
-    judged = site_model(workload, state, own, plan) if plan.keeps_at_sites else state
+    judged = site_model(workload, state, own, plan)
     parts = [score_counts(workload, data.holdout, judged, plan)]
     if plan.evaluation.personalised:
         personal = personal_model(judged, own, plan)

@@ -73,8 +73,11 @@ def correction(state: Arrays, own: Arrays | None) -> NDArray[np.float64] | None:
 def site_model(workload: Workload, state: Arrays, own: Arrays | None, plan: Plan) -> Arrays:
     """All parameters of the global model at a site: with its own layers where those are local.
 
-    A site that has none yet takes the public initial ones.
+    A site that has none yet takes the public initial ones. Of a method without a gradient it is the
+    whole ``state``, as the model is.
     """
+    if plan.is_method:
+        return state
     if not plan.training.local_layers:
         return parameters(state)
     layers = initial_model(workload) if own is None else own

@@ -17,11 +17,16 @@ from fedflow.site.admission import Admitted
 from fedflow.site.durable import private_folder, write_durably
 
 
+def kept_path(site: Path, job: str) -> Path:
+    """Where the site with this folder keeps what is its own of ``job``."""
+    return site / "kept" / f"{job}.safetensors"
+
+
 class Kept:
     """The file of one job; nothing where the plan keeps nothing at sites."""
 
-    def __init__(self, folder: Path, job: Admitted) -> None:
-        self._path, self._keeps = folder / f"{job.id}.safetensors", job.plan.keeps_at_sites
+    def __init__(self, site: Path, job: Admitted) -> None:
+        self._path, self._keeps = kept_path(site, job.id), job.plan.keeps_at_sites
 
     def read(self) -> bytes:
         """What was kept last; empty when there is nothing."""

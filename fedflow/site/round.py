@@ -57,11 +57,6 @@ class SiteServices:
         return self.folder / "spool"
 
     @property
-    def kept(self) -> Path:
-        """What strategies keep at the site from round to round."""
-        return self.folder / "kept"
-
-    @property
     def history(self) -> Path:
         """Where the site remembers the histories of jobs."""
         return self.folder / "history"
@@ -154,7 +149,7 @@ async def take_part(
         order,
         data=data,
         model=await _model(services, order, following),
-        kept=Kept(services.kept, job),
+        kept=Kept(services.folder, job),
         ahead=ahead,
     )
     try:

@@ -21,6 +21,7 @@ COMMANDS = [
     ("site", "init"),
     ("site", "start"),
     ("site", "status"),
+    ("site", "model"),
     ("site", "overlap", "ask"),
     ("site", "overlap", "answer"),
     ("site", "overlap", "finish"),

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fedflow.cli.main import main
+from fedflow.learning import randhie, randhie_mlp
 from fedflow.learning import workload as workload_module
 from fedflow.learning.plan import load_plan
 
@@ -191,3 +192,27 @@ def test_an_example_of_data_that_are_elsewhere_says_where(fedflow, tmp_path):
     status, _ = fedflow("workload", "example", "mails", "--plan", plan)
     assert status == 0
     assert load_plan(plan).plan.workload == "mails"
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("local-layers", "round 1 of 1: AUC 0."),  # a site's own layers judge its own persons
+        ("histogram", "round 1 of 1: done quantiles"),
+        ("prototypes", "prototypes"),
+    ],
+)
+def test_plans_of_every_kind_are_tried(fedflow, request, tmp_path, monkeypatch, name, says):
+    found = [randhie.workload, randhie_mlp.workload]
+    entries = Entries([Entry(one.name, one) for one in found])
+    monkeypatch.setattr(workload_module.metadata, "entry_points", lambda group: entries)
+    files = []
+    for label, table in randhie.partition_sites(randhie.vendored_table()).items():
+        files.append(tmp_path / f"{label}.csv")
+        files[-1].write_bytes(b"".join(table.splitlines(keepends=True)[:200]))
+    path = request.config.rootpath / "flows" / "plans" / f"{name}.toml"
+    workload = load_plan(path).plan.workload
+    status, text = fedflow("workload", "try", workload, *files, "--plan", path, "--rounds", 1)
+    assert status == 0, text
+    assert says in text
+    assert "…" not in text, "no number is cut short where the terminal is narrow"

@@ -47,6 +47,11 @@ def learned(state: Arrays, workload: Workload, plan: Plan) -> list[LearnedTable]
     return reader(state, workload, plan)
 
 
+def tells(plan: Plan) -> bool:
+    """Whether :func:`learned` has tables for the plan."""
+    return plan.strategy.name in _READERS
+
+
 def feature_names(workload: Workload) -> tuple[str, ...]:
     """The workload's names, or numbers from 0 on."""
     count = needs_features(workload)[0]
