@@ -32,7 +32,7 @@ async def test_giving_up_on_a_training_process_that_starts_does_not_stop_its_sta
     try:
         first = await given_up()
         assert await given_up() == first
-        assert (await asyncio.wait_for(check(), 120)).size == 0
+        assert (await asyncio.wait_for(check(), 120)).vector.size == 0
         assert client._process.pid == first
 
         # Killed, it is started by the next request; that one is given up, the start goes on.
@@ -40,7 +40,7 @@ async def test_giving_up_on_a_training_process_that_starts_does_not_stop_its_sta
         await client._process.wait()
         second = await given_up()
         assert second != first
-        assert (await asyncio.wait_for(check(), 120)).size == 0
+        assert (await asyncio.wait_for(check(), 120)).vector.size == 0
         assert client._process.pid == second
     finally:
         await client.close()

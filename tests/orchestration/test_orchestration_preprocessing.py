@@ -23,6 +23,7 @@ from fedflow.learning import workload as workloads
 from fedflow.learning.first_model import plan_model
 from fedflow.learning.plan import load_plan
 from fedflow.orchestration.charts import columns_chart
+from fedflow.site.trainer import Trained
 from fedflow.workloads.tabular import Categorical, Numeric, Tabular
 from flows.analytics import preprocessing
 
@@ -58,9 +59,9 @@ class Counting:
     async def run(self, task, *, sites=0, value_range=0.0, **_):
         self.tasks.append(task)
         if task == "check":
-            return np.empty(0, np.float32)
+            return Trained(np.empty(0, np.float32))
         scale = self.plan.coding(sites, value_range).values.scale
-        return np.rint(GIVEN * scale).astype(np.int64)
+        return Trained(np.rint(GIVEN * scale).astype(np.int64))
 
 
 @pytest.fixture
