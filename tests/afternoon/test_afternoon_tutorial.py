@@ -99,7 +99,7 @@ def check(tutorial, folder):
     said = tutorial.printed
     assert "completed" in said["Lose a site, and see it return", "hub"]
     rounds = re.findall(
-        r"^ +(\d+) +([34])( +\S+)?? +(?:[\d.]+ +)?[\d.]+ +20 B *$",
+        r"^ +(\d+) +([34])( +\S+)?? +(?:[\d.]+ +)?[\d.]+ +[\d.]+ k?B *$",
         said["Lose a site, and see it return", "hub"],
         re.MULTILINE,
     )
