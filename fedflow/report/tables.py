@@ -94,7 +94,7 @@ def rounds_table(facts: Mapping[str, Any]) -> Table:
         "seconds",
         "training",
         "other",
-        "sent per site",
+        "sent",
     ):
         table.add_column(name, justify="right")
     table.add_column("remarks")
