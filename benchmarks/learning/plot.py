@@ -5,11 +5,10 @@ python -m benchmarks.learning.plot ROWS.json... > docs/img/learning.svg
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from benchmarks.learning.straggler import TARGET
 
@@ -115,11 +114,18 @@ def _level(value: float, low: float, high: float) -> float:
     return TOP + (HIGH - TOP - BOTTOM) * (high - value) / (high - low)
 
 
-def main(paths: Sequence[str]) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print the picture of the rows in these files, each what ``--json`` printed."""
-    rows = [row for path in paths for row in json.loads(Path(path).read_text())["rows"]]
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.learning.plot",
+        description="Draw curves that were measured earlier, as SVG to standard output.",
+        epilog="example: python -m benchmarks.learning.plot rows.json > learning.svg",
+    )
+    parser.add_argument("rows", nargs="+", type=argparse.FileType(), help="what --json printed")
+    files = parser.parse_args(arguments).rows
+    rows = [row for file in files for row in json.load(file)["rows"]]
     print(drawn({row["name"]: row.get("curve", []) for row in rows}), end="")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
