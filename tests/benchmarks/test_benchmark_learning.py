@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.figures import WrongResult
-from benchmarks.learning import dirichlet, paced, plot, rounds, straggler, trees
+from benchmarks.learning import dirichlet, masks, paced, plot, rounds, straggler, trees
 from benchmarks.learning.digits import Run, rounds_to
 from benchmarks.learning.rounds import (
     CNN,
@@ -213,3 +213,22 @@ def test_trees_are_run_by_the_example_plans_with_other_trees_for_each_seed(name)
     assert plan_cost(one).total.train_epsilon <= 8.0
     quick = trees.plan_of(name, 0, trees.QUICK_ROUNDS)
     assert quick.method.trees * one.plan.rounds == one.method.trees * quick.plan.rounds
+
+
+def test_masks_change_nothing_in_a_score_and_every_scored_plan_is_in_the_row(monkeypatch):
+    plans = {plan.plan.name: plan for plan in masks.example_plans()}
+    assert {"randhie", "scaffold", "gbdt", "kmeans", "local-layers", "sparse"} < set(plans)
+    assert not {"histogram", "preprocessing", "tabular", "mails"} & set(plans)
+    asked = []
+
+    def score(plan, data, rounds, *, secure):
+        asked.append((plan.plan.name, secure))
+        return 70.0 + (0.2 if secure and plan.plan.name == "kmeans" else 0.0)
+
+    real = masks.score
+    monkeypatch.setattr(masks, "score", score)
+    first, *rows = masks.mask_rows(Amount(quick=True))
+    assert len(asked) == 2 * len(plans) == 2 * len(rows)
+    assert (first.name, first.value) == ("secagg_effect_plans", pytest.approx(0.2))
+    linear, data = plans["linear"], masks.sites()
+    assert real(linear, data, 1, secure=True) == real(linear, data, 1, secure=False)
