@@ -38,13 +38,14 @@ Sites = Mapping[str, PersonData]
 
 
 @functools.cache
-def sites() -> Sites:
-    """The data of each site."""
-    found = {}
+def sites(count: int | None = None) -> Sites:
+    """The data of each site: of the experiment's six, or of so many among whom it is dealt."""
+    found, table = {}, randhie.vendored_table()
+    parts = randhie.partition_sites(table) if count is None else randhie.deal_persons(table, count)
     with tempfile.TemporaryDirectory() as folder:
-        for label, table in randhie.partition_sites(randhie.vendored_table()).items():
+        for label, rows in parts.items():
             path = Path(folder) / f"{label}.csv"
-            path.write_bytes(table)
+            path.write_bytes(rows)
             found[label] = randhie.workload.load(path)
     return found
 

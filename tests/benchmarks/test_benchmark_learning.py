@@ -230,5 +230,6 @@ def test_masks_change_nothing_in_a_score_and_every_scored_plan_is_in_the_row(mon
     first, *rows = masks.mask_rows(Amount(quick=True))
     assert len(asked) == 2 * len(plans) == 2 * len(rows)
     assert (first.name, first.value) == ("secagg_effect_plans", pytest.approx(0.2))
-    linear, data = plans["linear"], masks.sites()
-    assert real(linear, data, 1, secure=True) == real(linear, data, 1, secure=False)
+    for plan in (plans["linear"], plans["robust-groups"]):
+        data = masks.sites_for(plan)
+        assert real(plan, data, 1, secure=True) == real(plan, data, 1, secure=False)
