@@ -123,7 +123,7 @@ IID = (
     Method("fedavg", "iid", 1, 0.3, 300, 1),
     Method("fedavg_e5", "iid", 5, 0.1, 60, 1),
 )
-#: Rates are guesses: nobody has run this part at its size yet.
+#: Rates are guesses.
 SHARDS = (
     Method("fedsgd", "shards", 0, 0.3, 1_000, 10),
     Method("fedavg", "shards", 1, 0.05, 600, 5),
