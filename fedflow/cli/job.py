@@ -15,6 +15,7 @@ from rich.table import Table
 from fedflow.cli.learned import show_learned
 from fedflow.coordinator.settings import open_coordinator
 from fedflow.errors import InputError, Refusal
+from fedflow.exchange.base import unreachable
 from fedflow.federation.authority import DAY, AuthorityFolder, changing, open_authority
 from fedflow.federation.job_view import JobView, jobs_of, view
 from fedflow.federation.jobs import copy_folder, ending_within, make_job, publish_folder
@@ -145,7 +146,7 @@ def publish(
             exchange, authority = signer.exchange(), signer.identity.public
         manifest = publish_folder(folder, exchange, authority)
     except OSError as error:
-        raise _down(error) from None
+        raise unreachable(error) from None
     Console().print(f"published job [bold]{manifest.job}[/]")
 
 
@@ -156,7 +157,7 @@ def list_jobs(coordinator: Coordinator, as_json: AsJson = False) -> None:
         opened = open_coordinator(coordinator)
         views = [view(opened, name) for name in jobs_of(opened)]
     except OSError as error:
-        raise _down(error) from None
+        raise unreachable(error) from None
     if as_json:
         typer.echo(json.dumps([one.facts() for one in views]))
         return
@@ -178,7 +179,7 @@ def show(
     try:
         one = view(open_coordinator(coordinator), job)
     except OSError as error:
-        raise _down(error) from None
+        raise unreachable(error) from None
     if as_json:
         typer.echo(json.dumps(one.facts()))
         return
@@ -241,7 +242,7 @@ def preprocessing(
     try:
         text = described(opened.exchange, job, opened.authority).toml()
     except OSError as error:
-        raise _down(error) from None
+        raise unreachable(error) from None
     if plan is not None:
         before = read_text(plan)
         if load_plan(plan).is_prepared:
@@ -269,7 +270,7 @@ def _trained(authority: AuthorityFolder, named: str | None, job: str | None) -> 
         if is_digest(named):
             return stored_model(authority.exchange(), named)
     except OSError as error:
-        raise _down(error) from None
+        raise unreachable(error) from None
     return read_model(Path(named))
 
 
@@ -284,7 +285,3 @@ def _day(seconds: int) -> str:
     if not seconds:
         return ""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
-
-
-def _down(error: OSError) -> Refusal:
-    return Refusal("exchange-unavailable", f"the exchange cannot be reached now: {error}")

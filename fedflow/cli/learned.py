@@ -16,10 +16,8 @@ from fedflow.coordinator.job import load_job
 from fedflow.coordinator.settings import open_coordinator
 from fedflow.errors import Refusal
 from fedflow.exchange import layout
-from fedflow.exchange.base import get_blob
+from fedflow.exchange.base import get_blob, unreachable
 from fedflow.federation.job_view import view
-from fedflow.learning.model_file import decode_model
-from fedflow.learning.server_state import state_spec
 
 if TYPE_CHECKING:
     from fedflow.learning.methods.learned import LearnedTable
@@ -40,9 +38,7 @@ def show_learned(
     try:
         tables = _tables(job, coordinator)
     except OSError as error:
-        raise Refusal(
-            "exchange-unavailable", f"the exchange cannot be reached now: {error}"
-        ) from None
+        raise unreachable(error) from None
     if as_json:
         typer.echo(json.dumps([table.facts() for table in tables]))
         return
@@ -51,7 +47,7 @@ def show_learned(
 
 def _tables(job: str, coordinator: Path) -> list[LearnedTable]:
     # torch: not needed for --help, and not there without the extra
-    from fedflow.learning.first_model import plan_spec
+    from fedflow.learning.first_model import decode_state
     from fedflow.learning.methods.learned import learned
     from fedflow.learning.workload import find_workload
 
@@ -62,8 +58,7 @@ def _tables(job: str, coordinator: Path) -> list[LearnedTable]:
     data = get_blob(opened.exchange, layout.blob(job, digest), digest, layout.MAX_MODEL_BYTES)
     if data is None:
         raise Refusal("no-model", f"the model of {job} is not in the exchange any more")
-    spec = state_spec(plan_spec(workload, plan), plan)
-    return learned(decode_model(data, spec), workload, plan)
+    return learned(decode_state(data, workload, plan), workload, plan)
 
 
 def show(tables: Sequence[LearnedTable], console: Console) -> None:

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fedflow.errors import InputError, Refusal
+from fedflow.errors import InputError
+from fedflow.exchange.base import unreachable
 from fedflow.extras import need
 from fedflow.site.config import open_site
 
@@ -42,8 +43,7 @@ def write_own_model(
     try:
         own = own_model(site, job)
     except OSError as error:
-        why = f"the exchange cannot be reached now: {error}"
-        raise Refusal("exchange-unavailable", why) from None
+        raise unreachable(error) from None
     data = own.workload.load(site.dataset(site.policy.dataset_for(own.plan.plan.workload)[0]))
     model = own.tuned(data, fine_tune) if fine_tune else own.personal
     try:

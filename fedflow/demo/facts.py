@@ -17,16 +17,15 @@ from fedflow.errors import Misuse
 from fedflow.exchange import layout
 from fedflow.learning import baselines
 from fedflow.learning.evaluation import exact_score_of_sites
-from fedflow.learning.first_model import plan_spec
-from fedflow.learning.model_file import Arrays, decode_model
+from fedflow.learning.first_model import decode_state
+from fedflow.learning.model_file import Arrays
 from fedflow.learning.plan import Plan
-from fedflow.learning.server_state import state_spec
 from fedflow.learning.site_state import personal_model, read_kept, site_model
 from fedflow.learning.workload import PersonData, Workload, find_workload
 from fedflow.privacy.accounting import FixedOrderFilter
 from fedflow.privacy.entries import Opened
 from fedflow.privacy.ledger import Ledger
-from fedflow.site.kept import kept_path
+from fedflow.site.kept import kept_bytes
 from fedflow.wire.messages import Kind
 
 
@@ -66,11 +65,12 @@ def _scores(
     model = world.coordinator.exchange.get(layout.blob(world.job.id, runner.model_digest))
     if model is None:
         raise Misuse("the final model is not in the exchange")
-    state = decode_model(model, state_spec(plan_spec(workload, plan), plan))
+    state = decode_state(model, workload, plan)
     (world.folder / "model.safetensors").write_bytes(model)
     reference = baselines.compute(workload, data, plan, Csprng.from_os())
     held_out = {label: data[label].holdout for label in world.labels}
-    kept = {label: read_kept(_kept(world, label), workload, plan) for label in world.labels}
+    files = {label: kept_bytes(world.site(label), world.job.id) for label in world.labels}
+    kept = {label: read_kept(file, workload, plan) for label, file in files.items()}
     judged = {label: site_model(workload, state, kept[label], plan) for label in world.labels}
     own = {label: personal_model(judged[label], kept[label], plan) for label in world.labels}
 
@@ -86,11 +86,6 @@ def _scores(
         "auc_pooled": reference.pooled,
         "auc_federated_no_privacy": reference.federated,
     }
-
-
-def _kept(world: World, label: str) -> bytes:
-    path = kept_path(world.site(label), world.job.id)
-    return path.read_bytes() if path.exists() else b""
 
 
 def _budgets(world: World, plan: Plan, rounds: list[dict[str, Any]]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Protocol
 
-from fedflow.errors import Misuse, Violation
+from fedflow.errors import Misuse, Refusal, Violation
 
 #: Largest object accepted when a reader states no smaller limit (bytes).
 MAX_OBJECT_BYTES = 1 << 31
@@ -136,3 +136,8 @@ class MemoryExchange:
         """Children of a folder."""
         start = check_key(prefix) + "/"
         return sorted({k[len(start) :].split("/")[0] for k in self.objects if k.startswith(start)})
+
+
+def unreachable(error: OSError) -> Refusal:
+    """What a command says when the exchange is down."""
+    return Refusal("exchange-unavailable", f"the exchange cannot be reached now: {error}")

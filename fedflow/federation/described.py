@@ -9,10 +9,8 @@ from fedflow.crypto.identity import PublicKey
 from fedflow.errors import Refusal
 from fedflow.exchange import Exchange
 from fedflow.federation.scoring import final_model
-from fedflow.learning.first_model import plan_spec
-from fedflow.learning.model_file import decode_model
+from fedflow.learning.first_model import decode_state
 from fedflow.learning.plan import Plan
-from fedflow.learning.server_state import state_spec
 from fedflow.learning.statistics import ColumnStatistics, section_of, section_toml, statistics_of
 from fedflow.learning.workload import find_workload
 
@@ -47,5 +45,5 @@ def described(exchange: Exchange, job: str, authority: PublicKey) -> Described:
         )
     workload = find_workload(plan.plan.workload)
     file = final_model(exchange, job, authority)
-    state = decode_model(file, state_spec(plan_spec(workload, plan), plan))
+    state = decode_state(file, workload, plan)
     return Described(job, plan, statistics_of(workload, state, plan, sites=len(loaded.roster)))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from fedflow.learning.local_layers import split_layers
 from fedflow.learning.methods import SUMS, method_of
-from fedflow.learning.model_file import Arrays, ModelSpec, encode_model
+from fedflow.learning.model_file import Arrays, ModelSpec, decode_model, encode_model
 from fedflow.learning.plan import Plan
 from fedflow.learning.preprocessing import check_section
 from fedflow.learning.server_state import initial_state, state_spec
@@ -48,3 +48,8 @@ def plan_model(workload: Workload, plan: Plan) -> Arrays:
 def plan_spec(workload: Workload, plan: Plan) -> ModelSpec:
     """Names and shapes of :func:`plan_model`."""
     return ModelSpec.of(plan_model(workload, plan))
+
+
+def decode_state(file: bytes, workload: Workload, plan: Plan) -> Arrays:
+    """All tensors of a model file of ``plan``'s jobs; Violation for bytes that are not one."""
+    return decode_model(file, state_spec(plan_spec(workload, plan), plan))

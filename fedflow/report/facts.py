@@ -143,6 +143,12 @@ def better_by(facts: Mapping[str, Any], score: float, other: float) -> float:
     return difference if metric(facts).higher_is_better else -difference
 
 
+def sent_per_site(r: Mapping[str, Any]) -> float | None:
+    """Bytes of a round, the mean over the sites that sent something; None where not known."""
+    sent = [int(n) for n in (r.get("bytes") or {}).values() if n]
+    return sum(sent) / len(sent) if sent else None
+
+
 def is_personalised(facts: Mapping[str, Any]) -> bool:
     """Whether rounds have a score of the sites' own models too."""
     return any(r.get("personalised") is not None for r in facts.get("rounds") or ())

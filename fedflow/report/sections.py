@@ -14,6 +14,7 @@ from fedflow.report.facts import (
     labels,
     metric,
     section,
+    sent_per_site,
     summarise,
 )
 from fedflow.report.markup import Html, join, meter, pill, table, tag
@@ -266,7 +267,6 @@ def rounds(facts: Mapping[str, Any]) -> Html:
     ]
     rows = []
     for r in facts.get("rounds") or ():
-        sent = [int(n) for n in (r.get("bytes") or {}).values() if n]
         result = pill("aborted", "bad") if r.get("aborted") else pill("done", "good")
         reasons = [r.get("reason") or ""]
         reasons += [f"{n} refused: {why}" for n, why in (r.get("refused") or {}).items()]
@@ -281,7 +281,7 @@ def rounds(facts: Mapping[str, Any]) -> Html:
                 *(words.auc(r.get(name)) for name in own),
                 words.seconds(r.get("seconds")),
                 words.seconds(r.get("training_seconds")),
-                words.size(sum(sent) / len(sent) if sent else None),
+                words.size(sent_per_site(r)),
                 result,
             )
         )

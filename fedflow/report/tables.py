@@ -11,7 +11,14 @@ from rich.table import Table
 from rich.text import Text
 
 from fedflow.report import words
-from fedflow.report.facts import better_by, is_personalised, labels, metric, summarise
+from fedflow.report.facts import (
+    better_by,
+    is_personalised,
+    labels,
+    metric,
+    sent_per_site,
+    summarise,
+)
 from fedflow.report.spread import newest_spread, spread_lines
 
 
@@ -102,7 +109,6 @@ def rounds_table(facts: Mapping[str, Any]) -> Table:
         total, training = r.get("seconds"), r.get("training_seconds")
         known = total is not None and training is not None
         other = max(0.0, total - training) if known else None
-        sent = [n for n in (r.get("bytes") or {}).values() if n]
         table.add_row(
             str(r.get("number", "")),
             str(len(r.get("sites") or ())),
@@ -112,7 +118,7 @@ def rounds_table(facts: Mapping[str, Any]) -> Table:
             words.seconds(total),
             words.seconds(training),
             words.seconds(other),
-            words.size(sum(sent) / len(sent) if sent else None),
+            words.size(sent_per_site(r)),
             Text(remarks(r)),
             style="red" if r.get("aborted") else "",
         )

@@ -17,8 +17,14 @@ from fedflow.site.admission import Admitted
 from fedflow.site.durable import private_folder, write_durably
 
 
-def kept_path(site: Path, job: str) -> Path:
-    """Where the site with this folder keeps what is its own of ``job``."""
+def kept_bytes(site: Path, job: str) -> bytes:
+    """What the site with this folder kept last of ``job``; empty when there is nothing."""
+    with contextlib.suppress(OSError):
+        return _path(site, job).read_bytes()
+    return b""
+
+
+def _path(site: Path, job: str) -> Path:
     return site / "kept" / f"{job}.safetensors"
 
 
@@ -26,18 +32,15 @@ class Kept:
     """The file of one job; nothing where the plan keeps nothing at sites."""
 
     def __init__(self, site: Path, job: Admitted) -> None:
-        self._path, self._keeps = kept_path(site, job.id), job.plan.keeps_at_sites
+        self._site, self._job, self._keeps = site, job.id, job.plan.keeps_at_sites
 
     def read(self) -> bytes:
         """What was kept last; empty when there is nothing."""
-        if not self._keeps:
-            return b""
-        with contextlib.suppress(OSError):
-            return self._path.read_bytes()
-        return b""
+        return kept_bytes(self._site, self._job) if self._keeps else b""
 
     def write(self, own: bytes) -> None:
         """Keep ``own``, durably; without any, what there is stays."""
         if own:
-            private_folder(self._path.parent)
-            write_durably(self._path, own)
+            path = _path(self._site, self._job)
+            private_folder(path.parent)
+            write_durably(path, own)

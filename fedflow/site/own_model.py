@@ -18,15 +18,14 @@ from fedflow.exchange.base import get_blob
 from fedflow.exchange.layout import MAX_MANIFEST_BYTES, MAX_MODEL_BYTES, blob, manifest
 from fedflow.learning.dpsgd import train_plain
 from fedflow.learning.evaluation import exact_score
-from fedflow.learning.first_model import plan_spec
-from fedflow.learning.model_file import Arrays, ModelSpec, decode_model, flatten, unflatten
+from fedflow.learning.first_model import decode_state
+from fedflow.learning.model_file import Arrays, ModelSpec, flatten, unflatten
 from fedflow.learning.plan import Plan
 from fedflow.learning.preprocessing import prepared_data
-from fedflow.learning.server_state import state_spec
 from fedflow.learning.site_state import personal_model, read_kept, site_model
 from fedflow.learning.workload import PersonData, Workload, find_workload
 from fedflow.site.config import SiteFolder
-from fedflow.site.kept import kept_path
+from fedflow.site.kept import kept_bytes
 from fedflow.site.remembered import Remembered
 from fedflow.wire.messages import Manifest
 from fedflow.wire.sealed import unseal
@@ -91,8 +90,7 @@ def own_model(site: SiteFolder, job: str) -> OwnModel:
         raise Refusal("no-model", f"the model of {job} is neither here nor in the exchange")
     plan = Plan.from_canonical(signed.plan)
     workload = find_workload(plan.plan.workload)
-    state = decode_model(file, state_spec(plan_spec(workload, plan), plan))
-    path = kept_path(site.path, job)
-    own = read_kept(path.read_bytes() if path.exists() else b"", workload, plan)
+    state = decode_state(file, workload, plan)
+    own = read_kept(kept_bytes(site.path, job), workload, plan)
     shared = site_model(workload, state, own, plan)
     return OwnModel(plan, workload, newest.sequence, shared, personal_model(shared, own, plan))

@@ -106,12 +106,11 @@ def perform(
     from fedflow.crypto.csprng import Csprng
     from fedflow.learning.clipping import check_trainable
     from fedflow.learning.contribution import contribution
-    from fedflow.learning.first_model import plan_spec
-    from fedflow.learning.model_file import decode_model, encode_model
+    from fedflow.learning.first_model import decode_state, plan_spec
+    from fedflow.learning.model_file import encode_model
     from fedflow.learning.objective import objective
     from fedflow.learning.plan import Plan
     from fedflow.learning.preprocessing import prepared_data
-    from fedflow.learning.server_state import state_spec
     from fedflow.learning.site_state import read_kept
     from fedflow.wire.messages import Kind
 
@@ -126,11 +125,11 @@ def perform(
     kinds = {kind.word: kind for kind in Kind}
     if request["task"] not in kinds:
         raise Misuse(f"unknown task {request['task']!r}")
-    spec, end = plan_spec(workload, plan), len(payload) - int(request.get("own", 0))
+    end = len(payload) - int(request.get("own", 0))
     vector, own = contribution(
         workload,
         data,
-        decode_model(payload[:end], state_spec(spec, plan)),
+        decode_state(payload[:end], workload, plan),
         plan,
         kinds[request["task"]],
         sites=int(request["sites"]),

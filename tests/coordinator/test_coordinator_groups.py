@@ -5,7 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
-from job_room import JOB, Room, drive, make_plan
+from job_room import JOB, Asking, Room, drive, make_plan
 
 from fedflow.coordinator import runner as runner_module
 from fedflow.coordinator import secure_round
@@ -103,17 +103,8 @@ async def test_a_site_refuses_an_order_that_asks_another_group(tmp_path):
     await room.stop()
 
 
-class Asking:
-    """An order as the server and its accomplice read it: it asks everybody."""
-
-    def __init__(self, order):
-        self._order = order
-
-    def __getattr__(self, name):
-        return getattr(self._order, name)
-
-    def invites(self, site):
-        return True
+class AskingAll(Asking):
+    """An order as the server and its accomplice read it."""
 
     def asked(self, sites):
         return set(sites)
@@ -129,7 +120,7 @@ async def test_a_group_refuses_a_cohort_with_an_accomplice_who_was_not_asked(tmp
 
     def admitted(job, *rest):
         order = admit(job, *rest)
-        return Asking(order) if job.index == guest else order
+        return AskingAll(order) if job.index == guest else order
 
     monkeypatch.setattr(session, "admit_order", admitted)
     server, inbox = secure_round.SecAggServer, secure_round.Inbox
@@ -137,7 +128,7 @@ async def test_a_group_refuses_a_cohort_with_an_accomplice_who_was_not_asked(tmp
     monkeypatch.setattr(
         secure_round,
         "Inbox",
-        lambda exchange, job, order, *rest: inbox(exchange, job, Asking(order), *rest),
+        lambda exchange, job, order, *rest: inbox(exchange, job, AskingAll(order), *rest),
     )
     monkeypatch.setattr(
         secure_round,

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from job_room import LABELS, Room, drive, make_plan
+from job_room import LABELS, Asking, Room, drive, make_plan
 
 from fedflow.coordinator.selection import SiteHistory, cohort_size, select_sites
 from fedflow.crypto.csprng import Csprng
@@ -102,19 +102,6 @@ async def test_only_those_who_were_asked_are_in_the_sum_and_pay(tmp_path):
         assert len(trained) == 1, label
         assert len([e for e in site.charges() if e.purpose == "evaluate"]) == 1
     await room.stop()
-
-
-class Asking:
-    """An order as a broken site reads it: it asks everybody."""
-
-    def __init__(self, order):
-        self._order = order
-
-    def __getattr__(self, name):
-        return getattr(self._order, name)
-
-    def invites(self, site):
-        return True
 
 
 async def test_a_coordinator_that_died_still_knows_who_was_not_asked(tmp_path):

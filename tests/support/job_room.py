@@ -74,6 +74,19 @@ class Spy:
         return self.inner.list(prefix)
 
 
+class Asking:
+    """An order as a broken site reads it: it asks everybody."""
+
+    def __init__(self, order: Order) -> None:
+        self._order = order
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._order, name)
+
+    def invites(self, site: int) -> bool:
+        return True
+
+
 class FakeTrainer:
     """Gives vectors at once; ``fail`` is raised instead. Keeps what it gave."""
 
