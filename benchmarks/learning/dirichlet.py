@@ -55,7 +55,10 @@ TRIES: Mapping[str, list[Fields]] = {
         for rate in (0.1, 0.2)
         for pull in (0.1, 1.0)
     ],
-    "scaffold": [rate | {"strategy__name": "scaffold"} for rate in _RATES],
+    "scaffold": [
+        {"training__learning_rate": rate, "strategy__name": "scaffold"}
+        for rate in (0.02, 0.05, 0.1, 0.2)
+    ],
     "fedadam": _steps("adam"),
     "fedyogi": _steps("yogi"),
 }
