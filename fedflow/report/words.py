@@ -50,9 +50,9 @@ def seconds(value: float | None) -> str:
     """A duration: milliseconds, seconds or minutes, whichever is readable."""
     if value is None:
         return MISSING
-    if value < 1:
+    if round(value, 3) < 1:
         return f"{value * 1000:.0f} ms"
-    if value < 120:
+    if round(value, 1) < 120:
         return f"{value:.1f} s"
     return f"{int(value // 60)} min {int(value % 60):02d} s"
 
@@ -62,8 +62,9 @@ def size(value: float | None) -> str:
     if value is None:
         return MISSING
     for unit in ("B", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        digits = 0 if unit == "B" else 1
+        if round(value, digits) < 1000:
+            return f"{value:.{digits}f} {unit}"
         value /= 1000
     return f"{value:.1f} GB"
 

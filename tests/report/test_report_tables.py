@@ -69,6 +69,10 @@ def test_words():
     assert words.seconds(0.25) == "250 ms"
     assert words.seconds(125) == "2 min 05 s"
     assert words.size(13240) == "13.2 kB"
+    assert words.seconds(0.9996) == "1.0 s"
+    assert words.seconds(119.96) == "1 min 59 s"
+    assert words.size(999.6) == "1.0 kB"
+    assert words.size(999_960) == "1.0 MB"
     assert words.names(["a", "b", "c"]) == "a, b and c"
     assert words.signed(-0.01) == "−0.010"
 
