@@ -62,7 +62,7 @@ class SmallCnn(torch.nn.Module):
         self.convolutions = torch.nn.ModuleList(
             torch.nn.Conv2d(a, b, 5, padding=2) for a, b in itertools.pairwise((1, *CHANNELS))
         )
-        # Half as long again in torch's other layout, on a processor.
+        # On a processor, steps take half as long again in torch's other layout.
         self.convolutions.to(memory_format=torch.channels_last)
         pooled = CHANNELS[-1] * (SIDE // 4) ** 2
         self.layers = torch.nn.ModuleList(
